@@ -1,0 +1,92 @@
+"""The command line: `diffit VERB ...`. Only the chosen verb's module is imported."""
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from diffit import __version__
+from diffit.arguments import read_arguments
+from diffit.config import Settings, nearest
+from diffit.errors import DiffitError, UsageError
+
+VERBS = {
+    "demo": "train, sample and evaluate on real images that ship with the package",
+    "train": "train a model from a configuration file or a preset",
+    "sample": "draw images from a checkpoint",
+    "evaluate": "measure images against a reference: FID, KID, precision, recall, ...",
+    "data": "look at a data set, or pack it: `data inspect`, `data pack`",
+    "info": "say what a checkpoint, a run or a preset is",
+}
+"""Each verb is the module `diffit.commands.VERB`."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; 0 on success, 2 for a mistake of the user, 130 when interrupted."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        _dispatch(args)
+    except DiffitError as error:
+        print(f"diffit: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("diffit: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output (`| head`) has gone: nothing is left to say.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return 0
+
+
+def _dispatch(args: list[str]) -> None:
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return
+    if args[0] in ("-V", "--version"):
+        print(f"diffit {__version__}")
+        return
+    verb, rest = args[0], args[1:]
+    if verb not in VERBS:
+        raise UsageError(f"there is no command {verb!r}; {nearest(verb, list(VERBS))}")
+    module = importlib.import_module(f"diffit.commands.{verb}")
+    prog = f"diffit {verb}"
+    if hasattr(module, "VERBS"):
+        prog, module_args, run, rest = _sub_verb(module.VERBS, prog, rest)
+        run(read_arguments(module_args, rest, prog=prog))
+    elif hasattr(module, "read"):
+        module.run(module.read(rest, prog=prog))
+    else:
+        module.run(read_arguments(module.Args, rest, prog=prog))
+
+
+def _sub_verb(
+    verbs: dict[str, tuple[type[Settings], Callable[[Any], None]]], prog: str, rest: list[str]
+) -> tuple[str, type[Settings], Callable[[Any], None], list[str]]:
+    if rest and rest[0] in verbs:
+        kind, run = verbs[rest[0]]
+        return f"{prog} {rest[0]}", kind, run, rest[1:]
+    if rest and rest[0] in ("-h", "--help"):
+        width = max(map(len, verbs))
+        lines = [f"  {name:{width}}  {_first_line(kind)}" for name, (kind, _) in verbs.items()]
+        print(f"usage: {prog} VERB ...\n\n" + "\n".join(lines))
+        raise SystemExit(0)
+    given = rest[0] if rest else ""
+    if not given:
+        raise UsageError(f"{prog} needs one of: {', '.join(verbs)}")
+    raise UsageError(f"there is no command {prog} {given!r}; {nearest(given, list(verbs))}")
+
+
+def _overview() -> str:
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {verb:{width}}  {text}" for verb, text in VERBS.items())
+    return (
+        f"diffit {__version__}: diffusion vision transformers\n\n"
+        f"usage: diffit VERB ...\n\n{verbs}\n\n"
+        "`diffit VERB --help` explains a verb. No idea where to start? `diffit demo`."
+    )
+
+
+def _first_line(kind: type[Settings]) -> str:
+    return (kind.__doc__ or "").strip().splitlines()[0]

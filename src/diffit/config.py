@@ -1,0 +1,152 @@
+"""Settings: frozen pydantic models, read from YAML, refused in one sentence per mistake."""
+
+import difflib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from diffit.errors import ConfigError
+
+MAX_YAML_BYTES = 1 << 20
+
+
+class Settings(BaseModel):
+    """The one base class of all settings: frozen, and unknown keys are refused."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; ConfigError if it is no such file."""
+    try:
+        if path.stat().st_size > MAX_YAML_BYTES:
+            raise ConfigError(f"{path} is larger than 1 MiB; this is not a configuration file")
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist; name a YAML file or a preset") from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} is no text file; name a YAML file") from None
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ConfigError(f"{path} is no valid YAML{_place(error)}") from None
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path} must hold `name: value` lines, not a {type(data).__name__}")
+    return data
+
+
+def write_yaml(path: Path, settings: Settings) -> None:
+    """Write settings so that `parse(type(settings), read_yaml(path))` gives them back."""
+    path.write_text(to_yaml(settings), encoding="utf-8")
+
+
+def to_yaml(settings: Settings) -> str:
+    """The settings as a YAML text, every field resolved."""
+    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def parse(kind: type[S], data: Mapping[str, Any], *, source: str) -> S:
+    """``data`` as settings; ConfigError with one sentence per mistake, each naming ``source``."""
+    try:
+        return kind.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(explain(error, kind, source=source)) from None
+
+
+def explain(error: ValidationError, kind: type[Settings], *, source: str) -> str:
+    """A pydantic error as plain sentences with the names that the user wrote."""
+    sentences = [_sentence(kind, mistake) for mistake in error.errors()]
+    return f"{source}: " + "; ".join(dict.fromkeys(sentences))
+
+
+def nearest(word: str, choices: Iterator[str] | list[str]) -> str:
+    """`, did you mean X?` for the closest of ``choices``, or a list of them."""
+    names = sorted(choices)
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return "choose from " + ", ".join(names) if names else "there is nothing to choose from"
+
+
+def _sentence(kind: type[Settings], mistake: Any) -> str:
+    location, value = tuple(mistake["loc"]), mistake.get("input")
+    owner, path = _owner(kind, location)
+    name = ".".join(path)
+    match mistake["type"]:
+        case "extra_forbidden":
+            valid = list(owner.model_fields) if owner else []
+            return f"unknown setting {name!r}; {nearest(path[-1], valid)}"
+        case "missing":
+            return f"setting {name!r} is missing"
+        case "union_tag_invalid":
+            tags = [tag.strip(" '") for tag in mistake["ctx"]["expected_tags"].split(",")]
+            given = mistake["ctx"]["tag"]
+            field = mistake["ctx"]["discriminator"].strip("'")
+            return f"{name}.{field} {given!r} is unknown; {nearest(str(given), tags)}"
+        case "union_tag_not_found":
+            field = mistake["ctx"]["discriminator"].strip("'")
+            return f"{name} needs a {field!r} that says which kind it is"
+        case "literal_error":
+            choices = mistake["ctx"]["expected"].replace(" or ", ", ")
+            return f"{name} is {value!r}; it must be one of {choices}"
+        case "value_error":
+            text = str(mistake["ctx"]["error"])
+            return text if not name or name in text else f"{name}: {text}"
+    text = mistake["msg"]
+    text = text[0].lower() + text[1:]
+    return f"{name} is {_short(value)}; {text}" if name else text
+
+
+def _owner(kind: type[Settings], location: tuple[Any, ...]) -> tuple[type[Settings] | None, list[str]]:
+    """The settings class that owns the last part of a location, and the path as the user sees it."""
+    owner: type[Settings] | None = kind
+    annotation: Any = kind
+    path: list[str] = []
+    for part in location:
+        models = list(_models(annotation))
+        tagged = [m for m in models if _tag(m) == part]
+        if tagged and not any(part in m.model_fields for m in models):
+            annotation = tagged[0]  # pydantic puts the tag of a union into the location
+            continue
+        owner = next((m for m in models if part in m.model_fields), models[0] if models else None)
+        path.append(str(part))
+        field = owner.model_fields.get(part) if owner and isinstance(part, str) else None
+        if field is not None:
+            annotation = field.annotation
+        elif isinstance(part, int):
+            annotation = next(iter(get_args(annotation)), None)
+    return owner, path
+
+
+def _models(annotation: Any) -> Iterator[type[Settings]]:
+    if isinstance(annotation, type) and issubclass(annotation, Settings):
+        yield annotation
+    elif get_origin(annotation) in (Union, UnionType, Annotated, tuple, list, dict):
+        for inner in get_args(annotation):
+            yield from _models(inner)
+
+
+def _tag(model: type[Settings]) -> Any:
+    field = model.model_fields.get("name")
+    return field.default if field is not None else None
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _place(error: Exception) -> str:
+    mark = getattr(error, "problem_mark", None)
+    return f", see line {mark.line + 1}" if mark is not None else ""

@@ -1,0 +1,1 @@
+"""Architectures: F(x, time, label, image), raw predictions that know nothing of diffusion."""

@@ -1,0 +1,60 @@
+"""Imports only point down, and packages of one layer do not know each other."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "src" / "diffit"
+
+LAYERS = {
+    "errors": 0, "config": 0, "arguments": 0, "distributed": 0, "draws": 0, "__init__": 0,
+    "nn": 1, "diffusion": 1, "codecs": 1, "data": 1,
+    "networks": 2, "samplers": 2,
+    "model": 3, "convert": 3,
+    "checkpoint": 4, "generation": 4, "report": 4,
+    "training": 5, "evaluation": 5,
+    "commands": 6,
+    "cli": 7, "__main__": 7,
+}  # fmt: skip
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported_parts(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            pytest.fail(f"{path} imports relatively; write the full name")
+    parts = {name.split(".")[1] for name in names if name.startswith("diffit.")}
+    return {part for part in parts if part in LAYERS}
+
+
+@pytest.mark.parametrize(
+    "path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE))
+)
+def test_imports_point_down(path: Path) -> None:
+    own = part_of(path)
+    assert own in LAYERS, f"{own} has no layer yet"
+    if own == "__init__":
+        return  # the package's lazy attributes reach up on purpose
+    for other in imported_parts(path) - {own}:
+        if LAYERS[own] == 0 == LAYERS[other]:
+            continue
+        assert LAYERS[other] < LAYERS[own] or LAYERS[own] == LAYERS[other] == 4, (
+            f"{path.relative_to(PACKAGE)} (layer {LAYERS[own]}) imports {other} "
+            f"(layer {LAYERS[other]})"
+        )
+
+
+def test_nothing_imports_torchvision() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        assert "import torchvision" not in text, path
+        assert "from torchvision" not in text, path
