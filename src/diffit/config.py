@@ -108,7 +108,9 @@ def _sentence(kind: type[Settings], mistake: Any) -> str:
     return f"{name} is {_short(value)}; {text}" if name else text
 
 
-def _owner(kind: type[Settings], location: tuple[Any, ...]) -> tuple[type[Settings] | None, list[str]]:
+def _owner(
+    kind: type[Settings], location: tuple[Any, ...]
+) -> tuple[type[Settings] | None, list[str]]:
     """The settings class that owns the last part of a location, and the path as the user sees it."""
     owner: type[Settings] | None = kind
     annotation: Any = kind
