@@ -111,7 +111,7 @@ def _sentence(kind: type[Settings], mistake: Any) -> str:
 def _owner(
     kind: type[Settings], location: tuple[Any, ...]
 ) -> tuple[type[Settings] | None, list[str]]:
-    """The settings class that owns the last part of a location, and the path as the user sees it."""
+    """The settings class that owns the last part of a location, and its path as written."""
     owner: type[Settings] | None = kind
     annotation: Any = kind
     path: list[str] = []
