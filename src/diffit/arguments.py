@@ -39,7 +39,7 @@ def _fixed(kind: type[A]) -> Any:
     import tyro
 
     # Without this, unions of settings would become sub-commands and could not be overridden.
-    return tyro.conf.AvoidSubcommands[kind]  # type: ignore[misc]
+    return tyro.conf.AvoidSubcommands[kind]  # type: ignore[misc, valid-type]
 
 
 def _or_missing(default: A | None) -> Any:

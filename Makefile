@@ -1,0 +1,64 @@
+# Everything happens in .venv; nothing else on the machine is touched.
+#
+#   make demo    set up, train on real images, sample, evaluate, write a report
+#   make test    set up, run all tests
+#   make soak    set up, the long runs: kills, interruptions, fuzzing
+#
+# On Linux without a GPU the default torch wheel brings gigabytes of CUDA. To avoid that:
+#   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+TORCH_INDEX ?=
+DEMO_FLAGS ?=
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test soak lint docs benchmarks clean
+
+demo: .venv/.installed
+	$(BIN)/diffit demo $(DEMO_FLAGS)
+
+test: .venv/.installed-dev
+	$(BIN)/python -m pytest
+
+soak: .venv/.installed-dev
+	DIFFIT_SOAK=full $(BIN)/python -m pytest -m soak
+
+lint: .venv/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+docs: .venv/.installed-docs
+	$(BIN)/mkdocs build --strict
+
+benchmarks: .venv/.installed-bench
+	$(BIN)/python benchmarks/run.py
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo 'diffit needs Python 3.11 or later; name one: make demo PYTHON=/path/to/python3.11'; exit 2; }
+	$(PYTHON) -m venv .venv
+
+.venv/.installed: .venv/bin/python pyproject.toml constraints.txt
+	@echo 'Installing into .venv (PyTorch is large: this can take some minutes) ...'
+ifneq ($(TORCH_INDEX),)
+	$(PIP) --index-url $(TORCH_INDEX) torch
+endif
+	$(PIP) -e .
+	@touch $@
+
+.venv/.installed-dev: .venv/.installed
+	$(PIP) -e '.[dev]'
+	@touch $@
+
+.venv/.installed-docs: .venv/.installed
+	$(PIP) -e '.[docs]'
+	@touch $@
+
+.venv/.installed-bench: .venv/.installed
+	$(PIP) -e '.[bench]'
+	@touch $@
+
+clean:
+	rm -rf .venv build dist site demo-run
