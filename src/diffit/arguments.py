@@ -2,12 +2,13 @@
 
 import contextlib
 import io
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from diffit.config import Settings, explain
+from diffit.config import Settings, explain, models_in
 from diffit.errors import UsageError
 
 A = TypeVar("A", bound=Settings)
@@ -28,10 +29,8 @@ def read_arguments(kind: type[A], args: Sequence[str], *, prog: str, default: A 
             parsed: A = tyro.cli(
                 _fixed(kind), args=list(args), prog=prog, default=_or_missing(default)
             )
-    except ValidationError as error:
-        raise UsageError(explain(error, kind, source=prog)) from None
-    except SystemExit:
-        raise UsageError(f"{prog}: {_one_line(printed.getvalue())}") from None
+    except (ValidationError, SystemExit) as error:
+        raise UsageError(_sentence(kind, error, printed.getvalue(), prog)) from None
     return parsed
 
 
@@ -39,7 +38,7 @@ def _fixed(kind: type[A]) -> Any:
     import tyro
 
     # Without this, unions of settings would become sub-commands and could not be overridden.
-    return tyro.conf.AvoidSubcommands[kind]  # type: ignore[misc, valid-type]
+    return tyro.conf.AvoidSubcommands[kind]  # type: ignore[valid-type, misc]
 
 
 def _or_missing(default: A | None) -> Any:
@@ -48,13 +47,76 @@ def _or_missing(default: A | None) -> Any:
     return tyro.MISSING_NONPROP if default is None else default
 
 
+def _sentence(kind: type[Settings], error: BaseException, printed: str, prog: str) -> str:
+    source = prog.removeprefix("diffit ")
+    # tyro exits on a value that pydantic refuses, but leaves pydantic's error in the chain.
+    for cause in _chain(error):
+        if isinstance(cause, ValidationError):
+            owner, path = _nested(kind, cause.title)
+            return explain(cause, owner, source=source, path=path)
+    return f"{source}: {_one_line(printed)}"
+
+
+def _nested(kind: type[Settings], name: str) -> tuple[type[Settings], tuple[str, ...]]:
+    """The settings class called ``name`` inside ``kind`` and its path as the user writes it."""
+    import tyro
+
+    waiting: list[tuple[type[Settings], tuple[str, ...]]] = [(kind, ())]
+    while waiting:
+        owner, path = waiting.pop(0)
+        if owner.__name__ == name:
+            return owner, path
+        for field, info in owner.model_fields.items():
+            bare = tyro.conf.OmitArgPrefixes in info.metadata
+            inner = path if bare else (*path, field)
+            waiting += [(model, inner) for model in models_in(info.annotation)]
+    return kind, ()
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
 def _one_line(box: str) -> str:
-    """tyro's framed message as one sentence."""
-    lines = [line.strip("│ ").strip() for line in box.splitlines()]
-    lines = [line for line in lines if line and line[0] not in "╭╰"]
-    rules = [i for i, line in enumerate(lines) if set(line) <= {"─"}]
-    first = " ".join(lines[: rules[0] if rules else None])
-    hint = next((i for i, line in enumerate(lines) if line.startswith("Perhaps you meant")), None)
-    if hint is not None and hint + 1 < len(lines):
-        first += f"; did you mean {lines[hint + 1].split()[0]}?"
-    return first[:1].lower() + first[1:] if first else "the arguments cannot be read"
+    """tyro's framed message as one sentence.
+
+    The box holds a title, the message, then help; rules stand between them. Names of options
+    are indented below the message, their help texts below the names.
+    """
+    lines = [line.strip("│╭╮╰╯").rstrip() for line in box.splitlines()]
+    parts: list[list[str]] = [[]]
+    for line in lines:
+        if set(line.strip()) <= set("-─") and line.strip():
+            parts.append([])
+        elif line.strip():
+            parts[-1].append(line)
+    message = parts[1] if len(parts) > 1 else parts[0]
+    if not message:
+        return "the arguments cannot be read"
+    if message[0].strip().startswith("Missing from"):
+        return f"{', '.join(_options(message[1:]))} must be given"
+    text = _plain(" ".join(line.strip() for line in message))
+    hints = [part for part in parts if part and part[0].strip().startswith("Perhaps you meant")]
+    return f"{text}; did you mean {_options(hints[0][1:])[0]}?" if hints else text
+
+
+def _options(lines: Sequence[str]) -> list[str]:
+    """The names at the least indentation of a help text."""
+    indent = min(len(line) - len(line.lstrip()) for line in lines)
+    names = [line.strip() for line in lines if len(line) - len(line.lstrip()) == indent]
+    return [name.split()[0].rstrip(",") for name in names]
+
+
+def _plain(text: str) -> str:
+    """Python's and tyro's words for a mistake in those of the user."""
+    text = re.sub(r"^Error parsing (\S+): ", r"\1: ", text)
+    text = re.sub(
+        r"no type matching (\S+) could be instantiated from \[(.*?)\].*", r"\2 is no \1", text
+    )
+    text = re.sub(r"invalid literal for int\(\) with base 10: (.*)", r"\1 is no whole number", text)
+    text = re.sub(r"could not convert string to float: (.*)", r"\1 is no number", text)
+    text = re.sub(r"Missing value for argument '(\S+)'.*", r"\1 needs a value", text)
+    text = text.rstrip(".")
+    return text if text.startswith("-") else text[:1].lower() + text[1:]

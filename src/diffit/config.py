@@ -30,15 +30,20 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_YAML_BYTES:
             raise ConfigError(f"{path} is larger than 1 MiB; this is not a configuration file")
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        data = yaml.safe_load(text)
+        twice = _repeated_key(yaml.compose(text, Loader=yaml.SafeLoader))
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist; name a YAML file or a preset") from None
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{path} is no text file; name a YAML file") from None
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise ConfigError(f"{path} is no valid YAML{_place(error)}") from None
+    if twice is not None:
+        # YAML lets the last one win, which would silently ignore a line that the user wrote.
+        raise ConfigError(f"{path} sets {twice.value!r} twice, see line {_line(twice)}")
     if data is None:
         return {}
     if not isinstance(data, dict):
@@ -64,9 +69,14 @@ def parse(kind: type[S], data: Mapping[str, Any], *, source: str) -> S:
         raise ConfigError(explain(error, kind, source=source)) from None
 
 
-def explain(error: ValidationError, kind: type[Settings], *, source: str) -> str:
-    """A pydantic error as plain sentences with the names that the user wrote."""
-    sentences = [_sentence(kind, mistake) for mistake in error.errors()]
+def explain(
+    error: ValidationError, kind: type[Settings], *, source: str, path: tuple[str, ...] = ()
+) -> str:
+    """A pydantic error as plain sentences with the names that the user wrote.
+
+    ``path`` says where in the user's settings ``kind`` stands, () for the whole.
+    """
+    sentences = [_sentence(kind, mistake, path) for mistake in error.errors()]
     return f"{source}: " + "; ".join(dict.fromkeys(sentences))
 
 
@@ -79,10 +89,10 @@ def nearest(word: str, choices: Iterator[str] | list[str]) -> str:
     return "choose from " + ", ".join(names) if names else "there is nothing to choose from"
 
 
-def _sentence(kind: type[Settings], mistake: Any) -> str:
+def _sentence(kind: type[Settings], mistake: Any, prefix: tuple[str, ...]) -> str:
     location, value = tuple(mistake["loc"]), mistake.get("input")
     owner, path = _owner(kind, location)
-    name = ".".join(path)
+    name = ".".join((*prefix, *path))
     match mistake["type"]:
         case "extra_forbidden":
             valid = list(owner.model_fields) if owner else []
@@ -103,7 +113,11 @@ def _sentence(kind: type[Settings], mistake: Any) -> str:
         case "value_error":
             text = str(mistake["ctx"]["error"])
             return text if not name or name in text else f"{name}: {text}"
-    text = mistake["msg"]
+    text = (
+        mistake["msg"]
+        .replace("Input should be", "it must be")
+        .replace(", unable to", "; unable to")
+    )
     text = text[0].lower() + text[1:]
     return f"{name} is {_short(value)}; {text}" if name else text
 
@@ -116,7 +130,7 @@ def _owner(
     annotation: Any = kind
     path: list[str] = []
     for part in location:
-        models = list(_models(annotation))
+        models = list(models_in(annotation))
         tagged = [m for m in models if _tag(m) == part]
         if tagged and not any(part in m.model_fields for m in models):
             annotation = tagged[0]  # pydantic puts the tag of a union into the location
@@ -131,12 +145,13 @@ def _owner(
     return owner, path
 
 
-def _models(annotation: Any) -> Iterator[type[Settings]]:
+def models_in(annotation: Any) -> Iterator[type[Settings]]:
+    """The settings classes inside a type annotation, such as the members of a union."""
     if isinstance(annotation, type) and issubclass(annotation, Settings):
         yield annotation
     elif get_origin(annotation) in (Union, UnionType, Annotated, tuple, list, dict):
         for inner in get_args(annotation):
-            yield from _models(inner)
+            yield from models_in(inner)
 
 
 def _tag(model: type[Settings]) -> Any:
@@ -152,3 +167,27 @@ def _short(value: Any) -> str:
 def _place(error: Exception) -> str:
     mark = getattr(error, "problem_mark", None)
     return f", see line {mark.line + 1}" if mark is not None else ""
+
+
+def _repeated_key(root: yaml.Node | None) -> yaml.ScalarNode | None:
+    """The first key that stands twice in one mapping of a YAML document."""
+    waiting, seen = [root], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or id(node) in seen:  # an alias may lead back to its own parent
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.MappingNode):
+            keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            names = [key.value for key in keys]
+            for i, key in enumerate(keys):
+                if key.value in names[:i]:
+                    return key
+            waiting += [value for _, value in node.value]
+        elif isinstance(node, yaml.SequenceNode):
+            waiting += node.value
+    return None
+
+
+def _line(node: yaml.Node) -> int:
+    return int(node.start_mark.line) + 1

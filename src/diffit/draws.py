@@ -28,7 +28,7 @@ def normal(seed: int, numbers: Iterable[int], purpose: str, shape: Sequence[int]
         generator(seed, int(n), purpose).standard_normal(tuple(shape), dtype=np.float32)
         for n in numbers
     ]
-    return torch.from_numpy(np.stack(rows))
+    return torch.from_numpy(np.stack(rows) if rows else np.empty((0, *shape), np.float32))
 
 
 def uniform(seed: int, numbers: Iterable[int], purpose: str) -> Tensor:
