@@ -1,1 +1,107 @@
-"""To be described by its author."""
+"""Data sets: what is at a path, as images of one shape with labels.
+
+`open_dataset` recognises, and refuses what it would have to guess:
+
+* ``builtin:digits``, ``builtin:patches`` and their held-out parts, ``...-test``;
+* a folder or zip with one sub-folder per class, or with images alone;
+* a folder or zip with EDM's `dataset.json`;
+* an `.npz` with `arr_0` or `images`, and perhaps `arr_1` or `labels`.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from diffit.config import Settings
+from diffit.data.arrays import Arrays, open_npz
+from diffit.data.builtin import PREFIX, open_builtin
+from diffit.data.example import Dataset, Example
+from diffit.data.files import Folder, Zip, is_image
+from diffit.data.image_set import ImageSet
+from diffit.data.images import Background
+from diffit.errors import DataError
+
+__all__ = ["Arrays", "DataConfig", "Dataset", "Example", "ImageSet", "open_data", "open_dataset"]
+
+
+class DataConfig(Settings):
+    """Which images, and how they are read."""
+
+    path: str
+    """A folder, zip or npz of images, or a set of the package: builtin:digits, builtin:patches."""
+    size: int | None = Field(default=None, ge=1, le=4096)
+    """Crop the middle square and resize it to this side; needed unless all have one size."""
+    channels: Literal[1, 3] | None = None
+    """1 converts to grey, 3 to RGB; by default whichever the images have."""
+    labels: bool = True
+    """Use the classes of the set, where it has any."""
+    background: Background = "white"
+    """What transparent parts of images become."""
+    flip: bool = False
+    """Mirror half of the images, left to right. Not for text, digits, or anything with a side."""
+    augment: float = Field(default=0.0, ge=0, le=1)
+    """Probability of each of EDM's augmentations; the network is told which, so none leaks."""
+    workers: int = Field(default=0, ge=0, le=64)
+    """Processes that decode images; of use for large sets alone: small ones stay in memory."""
+    memory: int = Field(default=512, ge=0)
+    """Decoded images are kept in memory if all of them fit into so many MiB."""
+
+
+def open_data(config: DataConfig) -> Dataset:
+    """The data set that a configuration names."""
+    return open_dataset(
+        config.path,
+        size=config.size,
+        channels=config.channels,
+        labels=config.labels,
+        background=config.background,
+    )
+
+
+def open_dataset(
+    path: str | Path,
+    *,
+    size: int | None = None,
+    channels: Literal[1, 3] | None = None,
+    labels: bool = True,
+    background: Background = "white",
+) -> Dataset:
+    """The images at ``path``; DataError if it is unclear what they are.
+
+    Args:
+        path: a folder, zip, npz, or `builtin:NAME`.
+        size: side of the square that images are cropped and resized to (ADM's centre crop);
+            None: they must all have one size.
+        channels: 1 (grey) or 3 (RGB) to convert; None: as the images are.
+        labels: whether to use the classes of the set.
+        background: what transparent parts become.
+    """
+    if str(path).startswith(PREFIX):
+        name = str(path).removeprefix(PREFIX)
+        return open_builtin(name, size=size, channels=channels, labels=labels)
+    place = Path(path).expanduser()
+    kind = _kind(place)
+    if kind == "npz":
+        return open_npz(place, size=size, channels=channels, labels=labels)
+    files = Folder(place) if kind == "folder" else Zip(place)
+    return ImageSet(files, size=size, channels=channels, labels=labels, background=background)
+
+
+def _kind(place: Path) -> Literal["folder", "zip", "npz"]:
+    try:
+        if place.is_dir():
+            return "folder"
+        exists = place.is_file()
+    except (OSError, ValueError):
+        exists = False
+    if not exists:
+        raise DataError(f"there is nothing to read at {str(place)!r}; name a folder, zip or npz")
+    suffix = place.suffix.lower()
+    if suffix == ".zip":
+        return "zip"
+    if suffix == ".npz":
+        return "npz"
+    if is_image(place.name):
+        raise DataError(f"{place} is one image; name the folder that holds all of them")
+    raise DataError(f"{place} is no folder, zip or npz; `diffit data pack` makes a zip of a folder")
