@@ -1,0 +1,201 @@
+"""Checkpoints: what a run has, which one is the newest intact, and how one becomes a model."""
+
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from diffit import sealed
+from diffit.averages import blend
+from diffit.config import Settings, parse, read_yaml, to_yaml
+from diffit.errors import CheckpointError, ConfigError
+from diffit.generation import SamplingConfig
+from diffit.model import Model, ModelConfig, build_model
+from diffit.sealed import CONFIG, STATE, Damaged, read_state, read_tensors
+
+
+def load(
+    path: str | Path,
+    *,
+    weights: str | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+) -> Model:
+    """Read a model from a checkpoint.
+
+    Args:
+        path: a checkpoint, an exported folder, or a run, whose newest intact checkpoint is taken.
+        weights: name of the set of weights, such as `model` or `ema-0.9999`; by default the one
+            that the checkpoint recommends. A run that kept two power-function averages has
+            `ema-power-LENGTH` for any length.
+        device: where the model is put.
+        dtype: precision of the network; float32 by default.
+    """
+    folder, name, tensors = _find(Path(path), weights)
+    state = read_state(folder)
+    config, sampling = _read_settings(folder)
+    model = build_model(config)
+    _fill(model, tensors, folder)
+    model.network.requires_grad_(False)
+    model.sampling = sampling
+    file = state["files"].get(f"{name}.safetensors")
+    model.provenance = {
+        "checkpoint": str(folder),
+        "weights": name,
+        "images": state.get("images"),
+        "blake2b": file and file["blake2b"],
+    }
+    return model.to(device, dtype=dtype)
+
+
+def save_model(
+    folder: Path,
+    config: Settings,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
+) -> None:
+    """Write a checkpoint whole or not at all.
+
+    Args:
+        folder: where the checkpoint will be; an old one of that name is replaced.
+        config: settings with a field `model`, and optionally `sampling`: those of the whole run.
+        tensors: name of each set (`model`, `ema-0.9999`, `optimizer`) -> its tensors.
+        state: what else belongs to this moment, such as `images` (seen so far) and `default`
+            (the name of the recommended weights).
+    """
+    sealed.write_sealed(folder, config=to_yaml(config), tensors=tensors, state=state)
+
+
+def _find(path: Path, weights: str | None) -> tuple[Path, str, dict[str, Tensor]]:
+    """The checkpoint that ``path`` means, the name of the weights, and their tensors."""
+    if not path.is_dir():
+        what = "is a file, not a folder" if path.exists() else "does not exist"
+        raise CheckpointError(f"{path} {what}; name a checkpoint or the folder of a run")
+    if (path / STATE).exists():
+        return path, *_read_weights(path, weights)
+    found = checkpoints(path)
+    if not found:
+        raise CheckpointError(f"{path} is no checkpoint, and no run that has written one")
+    for folder in reversed(found):
+        try:
+            return folder, *_read_weights(folder, weights)
+        except Damaged as error:
+            warnings.warn(f"{error}; passed over", stacklevel=3)
+    raise CheckpointError(f"no checkpoint of {path} is intact; the newest is {found[-1]}")
+
+
+def _read_weights(folder: Path, weights: str | None) -> tuple[str, dict[str, Tensor]]:
+    names = weights_in(folder)
+    name = weights or names[0]
+    if name in names:
+        return name, read_tensors(folder, name)
+    length = re.fullmatch(r"ema-power-(0\.\d+)", name)
+    if length and any(other.startswith("ema-power-") for other in names):
+        return name, rebuild_average(folder, float(length[1]))
+    raise CheckpointError(f"{folder} has no weights {name!r}; there are: {', '.join(names)}")
+
+
+def weights_in(folder: Path) -> list[str]:
+    """Names of the sets of weights in a checkpoint, the recommended one first."""
+    state = read_state(folder)
+    files = [name.removesuffix(".safetensors") for name in state["files"] if name != CONFIG]
+    first = state.get("default", "model")
+    return sorted((name for name in files if name != "optimizer"), key=lambda n: (n != first, n))
+
+
+def rebuild_average(folder: Path, length: float) -> dict[str, Tensor]:
+    """The power-function average of any relative length at a checkpoint (arXiv:2312.02696, C.2).
+
+    It is blended, best in least squares, from the averages that the run stored up to there.
+    """
+    stored = [(folder, int(folder.name)), *_stored_averages(folder)]
+    sources = [
+        (place, name, images, float(name.removeprefix("ema-power-")))
+        for place, images in dict((images, (place, images)) for place, images in stored).values()
+        for name in weights_in(place)
+        if name.startswith("ema-power-")
+    ]
+    try:
+        shares = blend([(images, kept) for *_, images, kept in sources], (stored[0][1], length))
+    except ValueError as error:
+        raise CheckpointError(f"weights ema-power-{length}: {error}") from None
+    total: dict[str, Tensor] = {}
+    for share, (place, name, *_) in zip(shares, sources, strict=True):
+        for key, tensor in read_tensors(place, name).items():
+            total[key] = total.get(key, 0) + share * tensor.double()
+    return {key: tensor.float() for key, tensor in total.items()}
+
+
+def _stored_averages(checkpoint: Path) -> list[tuple[Path, int]]:
+    folders = sorted((checkpoint.parent.parent / "averages").glob("[0-9]*"))
+    return [(f, int(f.name)) for f in folders if f.name.isdigit() and f.name < checkpoint.name]
+
+
+def _read_settings(folder: Path) -> tuple[ModelConfig, SamplingConfig]:
+    sealed.verify(folder, CONFIG)
+    try:
+        settings = read_yaml(folder / CONFIG)
+        source = str(folder / CONFIG)
+        model = parse(ModelConfig, settings.get("model") or {}, source=source)
+        return model, parse(SamplingConfig, settings.get("sampling") or {}, source=source)
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from None
+
+
+def _fill(model: Model, tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """Put tensors into the network; CheckpointError if they belong to another one."""
+    wanted = model.network.state_dict()
+    for key in sorted(wanted.keys() ^ tensors.keys()):
+        side = "lacks" if key in wanted else "has the unknown"
+        raise CheckpointError(f"{folder} {side} tensor {key!r}; it belongs to another network")
+    for key, tensor in tensors.items():
+        if tensor.shape != wanted[key].shape:
+            raise CheckpointError(
+                f"{folder}: tensor {key!r} has shape {tuple(tensor.shape)}, but its configuration "
+                f"wants {tuple(wanted[key].shape)}"
+            )
+    model.network.load_state_dict(dict(tensors))
+
+
+class Newest(NamedTuple):
+    """What a run has to offer after an interruption."""
+
+    folder: Path | None
+    """The newest intact checkpoint."""
+    damaged: dict[Path, str]
+    """Newer ones that are not intact, and why."""
+
+
+def newest(run: Path) -> Newest:
+    """The newest intact checkpoint of a run, and the damaged ones that were passed over."""
+    damaged: dict[Path, str] = {}
+    for folder in reversed(checkpoints(run)):
+        try:
+            sealed.verify(folder)
+        except Damaged as error:
+            damaged[folder] = str(error)
+        else:
+            return Newest(folder, damaged)
+    return Newest(None, damaged)
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """All checkpoints of a run, the oldest first."""
+    found = [p for p in (run / "checkpoints").glob("*") if p.name.isdigit() and p.is_dir()]
+    return sorted(found, key=lambda path: int(path.name))
+
+
+def checkpoint_folder(run: Path, images: int) -> Path:
+    """Where a run keeps the checkpoint of this many images."""
+    return run / "checkpoints" / f"{images:012d}"
+
+
+def prune(run: Path, *, keep_last: int, keep_every: int = 0) -> None:
+    """Remove old checkpoints; those at multiples of ``keep_every`` images stay."""
+    for folder in checkpoints(run)[:-keep_last]:
+        if not keep_every or int(folder.name) % keep_every:
+            sealed.remove(folder)

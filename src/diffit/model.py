@@ -1,0 +1,100 @@
+"""A model: denoiser, codec and configuration. The one place where networks meet formulations."""
+
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import torch
+from pydantic import model_validator
+from torch import nn
+
+from diffit.codecs import Codec, CodecConfig, PixelsConfig, build_codec
+from diffit.config import Settings
+from diffit.diffusion.denoiser import Denoiser
+from diffit.diffusion.formulation import (
+    EDMConfig,
+    Formulation,
+    FormulationConfig,
+    build_formulation,
+)
+from diffit.networks import NetworkConfig, build_network
+
+
+class ModelConfig(Settings):
+    """Which network, in which formulation, on images in which form."""
+
+    network: NetworkConfig
+    formulation: FormulationConfig = EDMConfig()
+    codec: CodecConfig = PixelsConfig()
+    class_names: tuple[str, ...] = ()
+    """What the labels mean; filled in from the data when a run starts."""
+
+    @model_validator(mode="after")
+    def check(self) -> Self:
+        if self.class_names and len(self.class_names) != self.network.classes:
+            raise ValueError(
+                f"model.class_names has {len(self.class_names)} names, but model.network.classes "
+                f"is {self.network.classes}"
+            )
+        learned = getattr(self.formulation, "learned_variance", False)
+        if learned != self.network.learned_variance:
+            raise ValueError(
+                f"model.network.learned_variance is {self.network.learned_variance}, but "
+                f"model.formulation.learned_variance is {learned}; they must agree"
+            )
+        return self
+
+
+@dataclass
+class Model:
+    """What sampling, evaluation and training work with."""
+
+    denoiser: Denoiser
+    """D(x, sigma, label): the expected clean image."""
+    codec: Codec
+    """Pixels to the space that the denoiser works in, and back."""
+    config: ModelConfig
+    sampling: Any = None
+    """The recommended `SamplingConfig`, if the model comes from a run."""
+    provenance: dict[str, Any] = field(default_factory=dict)
+    """Where the weights come from: checkpoint, name of the weights, images seen, checksum."""
+
+    @property
+    def network(self) -> nn.Module:
+        """F, the trained part."""
+        return self.denoiser.network
+
+    @property
+    def formulation(self) -> Formulation:
+        """What F sees and predicts at a noise level."""
+        return self.denoiser.formulation
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the space that the denoiser works in."""
+        return self.config.network.shape
+
+    @property
+    def classes(self) -> int:
+        """Number of labels, 0 if there are none."""
+        return self.config.network.classes
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.network.parameters()).device
+
+    def to(self, device: str | torch.device, *, dtype: torch.dtype | None = None) -> Self:
+        """Move the model, and give the network another precision."""
+        self.denoiser.to(device)
+        if dtype is not None:
+            self.network.to(dtype)
+        return self
+
+
+def build_model(config: ModelConfig, *, seed: int = 0) -> Model:
+    """A model with fresh weights that depend on ``seed`` alone, on the CPU."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = build_network(config.network)
+    denoiser = Denoiser(network, build_formulation(config.formulation))
+    return Model(denoiser, build_codec(config.codec), config)

@@ -1,0 +1,168 @@
+"""Folders of tensors that are written whole or not at all, with a checksum of every file.
+
+`NAME.safetensors` holds one set of tensors, `config.yaml` the settings they belong to, `state.json`
+the rest: the format, what belongs to that moment, and size and BLAKE2b of each file. Nothing in
+such a folder can run code when it is read.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from diffit import __version__
+from diffit.errors import CheckpointError
+
+FORMAT = 1
+"""Goes up when an older version of the library could misread a folder."""
+
+STATE, CONFIG = "state.json", "config.yaml"
+
+
+class Damaged(CheckpointError):
+    """A folder is not as it was written: another one may serve instead."""
+
+
+def write_sealed(
+    folder: Path,
+    *,
+    config: str,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
+) -> None:
+    """Write a folder; every file is flushed, and the folder renamed into place at the end.
+
+    Args:
+        folder: where it will be; an old one of that name is replaced.
+        config: content of `config.yaml`.
+        tensors: file name without suffix -> the tensors of that file.
+        state: what else belongs to this moment; anything that JSON can hold.
+    """
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        part.mkdir(parents=True)
+        (part / CONFIG).write_text(config, encoding="utf-8")
+        for name, group in tensors.items():
+            _write_tensors(part / f"{name}.safetensors", group)
+        _write_state(part, state)
+        _replace(part, folder)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise CheckpointError(f"{folder} could not be written: {reason}") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    save_file({key: tensor.detach().contiguous() for key, tensor in tensors.items()}, file)
+
+
+def _write_state(part: Path, state: Mapping[str, Any]) -> None:
+    files = {}
+    for file in sorted(part.iterdir()):
+        _flush(file)
+        files[file.name] = {"bytes": file.stat().st_size, "blake2b": checksum(file)}
+    content = {"format": FORMAT, "diffit": __version__, **state, "files": files}
+    content["blake2b"] = _digest(content)
+    (part / STATE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    _flush(part / STATE)
+    _flush(part)
+
+
+def checksum(file: Path) -> str:
+    """BLAKE2b of a file's content, in hexadecimal digits."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "blake2b").hexdigest()
+
+
+def _digest(state: Mapping[str, Any]) -> str:
+    rest = {key: value for key, value in state.items() if key != "blake2b"}
+    return hashlib.blake2b(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file's content, or the names in a folder, are on the disk."""
+    if path.is_dir() and os.name == "nt":  # Windows opens no folders
+        return
+    number = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def _replace(part: Path, folder: Path) -> None:
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    part.rename(folder)
+    _flush(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def remove(folder: Path) -> None:
+    """Remove a sealed folder, so that no reader ever sees a half of it."""
+    old = folder.with_name(f".{folder.name}.old")
+    folder.rename(old)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def clear_leftovers(parent: Path) -> None:
+    """Remove what killed processes left half written or half removed in ``parent``."""
+    for suffix in ("part", "old"):
+        for path in parent.glob(f".*.{suffix}"):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """The content of `state.json`; CheckpointError if this is no such folder, or a damaged one."""
+    try:
+        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise Damaged(f"{folder} is no checkpoint: it has no {STATE}") from None
+    except (OSError, ValueError, RecursionError):
+        raise Damaged(f"{folder} is damaged: {STATE} cannot be read") from None
+    if not isinstance(state, dict) or not isinstance(state.get("files"), dict):
+        raise Damaged(f"{folder} is no checkpoint: its {STATE} lists no files")
+    if state.get("blake2b") != _digest(state):
+        raise Damaged(f"{folder} is damaged: {STATE} is not as it was written")
+    if state.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{folder} has format {state.get('format')!r}, but this version of diffit reads "
+            f"format {FORMAT}; use the version that wrote it ({state.get('diffit')})"
+        )
+    return state
+
+
+def verify(folder: Path, *files: str) -> None:
+    """CheckpointError unless the named files, by default all, are as they were written."""
+    notes = read_state(folder)["files"]
+    for name in files or tuple(notes):
+        path = folder / Path(name).name
+        if name not in notes or not path.is_file():
+            raise Damaged(f"{folder} is damaged: {name} is missing")
+        size = path.stat().st_size
+        if size != notes[name]["bytes"]:
+            raise Damaged(
+                f"{folder} is damaged: {name} has {size} bytes instead of {notes[name]['bytes']}"
+            )
+        if checksum(path) != notes[name]["blake2b"]:
+            raise Damaged(f"{folder} is damaged: the checksum of {name} does not match")
+
+
+def read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
+    """One verified set of tensors, on the CPU."""
+    verify(folder, f"{name}.safetensors")
+    try:
+        return load_file(folder / f"{name}.safetensors")
+    except (SafetensorError, OSError) as error:
+        raise Damaged(f"{folder} is damaged: {name}.safetensors: {error}") from None

@@ -1,0 +1,141 @@
+"""Everything that says what a training run does; saved with the run, it suffices to repeat it."""
+
+from typing import Literal, Self
+
+from pydantic import Field, PositiveInt, model_validator
+
+from diffit.config import Settings
+from diffit.data import DataConfig
+from diffit.diffusion.loss import LossWeight
+from diffit.generation import SamplingConfig
+from diffit.model import ModelConfig
+from diffit.training.ema import AverageConfig
+from diffit.training.optim import Law
+
+
+class TrainConfig(Settings):
+    """How a model is trained. Every length is a number of images."""
+
+    images: PositiveInt = 20_000_000
+    """Length of the run in images."""
+    minutes: float | None = None
+    """Stop after this much time in training, if the images are not reached before."""
+    batch: PositiveInt = 256
+    """Images of one step."""
+    micro_batch: PositiveInt | None = None
+    """Images computed at once; less than the batch needs less memory and gives the same step."""
+    seed: int = 0
+    """Follows into the initial weights, the order of images, and every draw."""
+    init_from: str = ""
+    """Checkpoint whose weights the run starts from; what does not fit is listed."""
+
+    optimizer: Literal["adam", "adamw"] = "adamw"
+    lr: float = Field(default=2e-4, gt=0)
+    """Highest learning rate."""
+    warmup: int = Field(default=0, ge=0)
+    """Images over which the learning rate rises linearly."""
+    decay: Law = "constant"
+    """How the learning rate falls after the warm-up."""
+    decay_from: int = Field(default=0, ge=0)
+    """Images after which it falls; for inverse-sqrt the reference length."""
+    lr_end: float = Field(default=0.0, ge=0, le=1)
+    """Share of the learning rate that is left at the end."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    epsilon: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Acts on the weights of linear and convolution layers alone."""
+    clip: float | None = Field(default=None, gt=0)
+    """Largest norm of the gradient; none is no limit."""
+
+    ema: AverageConfig = AverageConfig(constant=(0.9999,))
+    loss_weight: LossWeight = LossWeight()
+    """Weight of the loss as a function of the noise level."""
+    label_dropout: float = Field(default=0.1, ge=0, le=1)
+    """Share of images trained without their label, for classifier-free guidance."""
+
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """fp32, or automatic mixed precision in bf16 or (with a loss scale) fp16."""
+    tf32: bool = False
+    """Allow TF32 products on NVIDIA cards; faster, with 10 bits of mantissa."""
+    compile: bool = False
+    """Compile the network with torch.compile."""
+    activation_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them."""
+    threads: int = Field(default=0, ge=0)
+    """CPU threads of PyTorch; 0 leaves its own choice."""
+
+    log_every: PositiveInt = 10_000
+    """Images between two lines of metrics."""
+    checkpoint_every: PositiveInt = 500_000
+    """Images between two checkpoints."""
+    keep_last: PositiveInt = 2
+    """How many of the newest checkpoints stay."""
+    keep_every: int = Field(default=0, ge=0)
+    """Checkpoints at multiples of this many images stay for ever; 0 keeps none."""
+    snapshot_every: int = Field(default=1_000_000, ge=0)
+    """Images between two pictures of samples and of the curve; 0 draws them at the end alone."""
+    snapshot_images: PositiveInt = 64
+    """Images in the picture of samples."""
+    max_bad_steps: PositiveInt = 10
+    """Steps in a row with a non-finite loss or gradient after which the run gives up."""
+    tensorboard: bool = True
+    """Write metrics for TensorBoard too, where it is installed."""
+    wandb: str = ""
+    """Project to write metrics to at Weights & Biases; empty is none."""
+
+    @model_validator(mode="after")
+    def check(self) -> Self:
+        if self.minutes is not None and self.minutes <= 0:
+            raise ValueError(f"train.minutes {self.minutes} must be more than 0")
+        if self.micro_batch is not None and self.micro_batch > self.batch:
+            raise ValueError(
+                f"train.micro_batch {self.micro_batch} is more than train.batch {self.batch}"
+            )
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"train.betas {self.betas} must lie in 0 <= beta < 1")
+        if self.decay == "inverse-sqrt" and not self.decay_from:
+            raise ValueError("train.decay inverse-sqrt needs train.decay_from, its reference length")
+        return self
+
+
+class RunConfig(Settings):
+    """A training run: what is trained, on which data, how, and how it is then sampled."""
+
+    model: ModelConfig
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+    sampling: SamplingConfig = SamplingConfig()
+
+
+CHANGEABLE = frozenset(
+    {
+        "train.images", "train.minutes", "train.micro_batch", "train.max_bad_steps",
+        "train.compile", "train.activation_checkpointing", "train.threads",
+        "train.log_every", "train.checkpoint_every", "train.keep_last", "train.keep_every",
+        "train.snapshot_every", "train.snapshot_images", "train.tensorboard", "train.wandb",
+        "data.workers", "data.memory", "train.ema.default", "sampling",
+    }
+)  # fmt: skip
+"""What may differ when a run is resumed: nothing that the trained weights depend on but length."""
+
+
+def changes(before: RunConfig, after: RunConfig) -> list[str]:
+    """Names of the settings that differ, such as `train.lr`."""
+    return sorted(_differences(before.model_dump(), after.model_dump(), ""))
+
+
+def changeable(name: str) -> bool:
+    """Whether a setting may differ when a run is resumed."""
+    return any(name == free or name.startswith(free + ".") for free in CHANGEABLE)
+
+
+def _differences(before: object, after: object, name: str) -> list[str]:
+    if isinstance(before, dict) and isinstance(after, dict):
+        return [
+            found
+            for key in {*before, *after}
+            for found in _differences(
+                before.get(key), after.get(key), f"{name}.{key}" if name else str(key)
+            )
+        ]
+    return [] if before == after else [name]
