@@ -1,0 +1,155 @@
+"""How images are drawn, as settings: sampler, noise levels, guidance, precision."""
+
+from collections.abc import Sequence
+from typing import Any, Literal, Self
+
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+from torch import Tensor
+
+from diffit.config import Settings, nearest
+from diffit.diffusion.formulation import Formulation
+from diffit.diffusion.guidance import Weight, constant, interval, power_cosine
+from diffit.diffusion.schedule import levels
+from diffit.samplers import SAMPLERS
+
+OPTIONS = (
+    "eta", "variance", "churn", "churn_min", "churn_max", "churn_noise", "order", "variant",
+    "corrections", "snr",
+)  # fmt: skip
+"""Settings that only some samplers understand; None leaves them to the sampler."""
+
+LEVEL_OPTIONS = {"sigma_min": "low", "sigma_max": "high", "rho": "rho", "shift": "shift",
+                 "sections": "sections"}  # fmt: skip
+"""Settings that only some level lists understand, and what those call them."""
+
+
+class SamplingConfig(Settings):
+    """How images are drawn. What is left out follows the sampler and the model."""
+
+    sampler: str = "heun"
+    """heun, euler, ddim, dpmpp-2m, unipc, ancestral, ...: a name of the table of samplers."""
+    steps: PositiveInt = 18
+    """Steps from noise to image."""
+    levels: Literal["karras", "uniform", "log-uniform", "respaced", "ddim", "flow"] | None = None
+    """How the noise levels are spaced; by default as suits the sampler and the model."""
+    sigma_min: PositiveFloat | None = None
+    """Lowest noise level above 0."""
+    sigma_max: PositiveFloat | None = None
+    """Noise level of the start."""
+    rho: PositiveFloat | None = None
+    """karras levels: the exponent, usually 7."""
+    shift: PositiveFloat | None = None
+    """flow levels: above 1 more steps are spent on high noise."""
+    sections: str | None = None
+    """respaced levels: how many steps of each section, such as 10,15,25."""
+
+    guidance: NonNegativeFloat = 1.0
+    """Weight of the guidance; 1 is none, above 1 pushes towards the class."""
+    guidance_schedule: Literal["constant", "power-cosine", "interval"] = "constant"
+    """How the weight depends on the noise level."""
+    guidance_power: PositiveFloat | None = None
+    """power-cosine: the exponent, usually 4; a large one guides late."""
+    guidance_low: PositiveFloat | None = None
+    """interval: the lowest noise level that is guided."""
+    guidance_high: PositiveFloat | None = None
+    """interval: the highest noise level that is guided."""
+    guidance_channels: PositiveInt | None = None
+    """Guide only the first channels; published latent models guide 3 of 4."""
+
+    eta: float | None = Field(default=None, ge=0, le=1)
+    """ddim: 0 is deterministic, 1 as ancestral."""
+    variance: Literal["small", "large"] | None = None
+    """ancestral: which of DDPM's two variances."""
+    churn: NonNegativeFloat | None = None
+    """heun: how much noise is renewed on the way."""
+    churn_min: NonNegativeFloat | None = None
+    """heun: the lowest noise level with churn."""
+    churn_max: PositiveFloat | None = None
+    """heun: the highest noise level with churn."""
+    churn_noise: PositiveFloat | None = None
+    """heun: standard deviation of the renewed noise, usually 1 to 1.007."""
+    order: Literal[1, 2, 3] | None = None
+    """unipc: order of the predictor."""
+    variant: Literal["bh1", "bh2"] | None = None
+    """unipc: which B(h)."""
+    corrections: NonNegativeInt | None = None
+    """pc: Langevin steps at each level."""
+    snr: PositiveFloat | None = None
+    """pc: signal to noise ratio of a Langevin step."""
+    clip: bool = False
+    """Keep every estimate of the clean image within [-1, 1]; for pixels alone."""
+
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """bf16 and fp16 compute matrix products in that precision (autocast)."""
+    unit: PositiveInt = 8
+    """Images computed together: the one batch size that the bytes of an image depend on."""
+
+    @model_validator(mode="after")
+    def check(self) -> Self:
+        if self.sampler not in SAMPLERS:
+            raise ValueError(
+                f"sampler {self.sampler!r} is unknown; {nearest(self.sampler, list(SAMPLERS))}"
+            )
+        known = SAMPLERS[self.sampler].options
+        for name in self.given(OPTIONS):
+            if name not in known:
+                raise ValueError(
+                    f"sampler {self.sampler!r} has no option {name!r}; "
+                    f"it knows {', '.join(known) or 'none'}"
+                )
+        self._check_guidance()
+        return self
+
+    def given(self, names: Sequence[str]) -> dict[str, Any]:
+        """Those of the named settings that are not None."""
+        values = {name: getattr(self, name) for name in names}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def changed(self, **changes: Any) -> "SamplingConfig":
+        """These settings with some replaced; None leaves one as it is.
+
+        Another sampler takes nothing over that was meant for this one.
+        """
+        changes = {name: value for name, value in changes.items() if value is not None}
+        kept = self.model_dump()
+        if changes.get("sampler", self.sampler) != self.sampler:
+            for name in (*OPTIONS, *LEVEL_OPTIONS, "levels"):
+                del kept[name]
+        return SamplingConfig(**{**kept, **changes})
+
+    def sigmas(self, formulation: Formulation) -> Tensor:
+        """The noise levels, (steps + 1,) float64, the last one 0; UsageError if they cannot be."""
+        kind = self.levels or SAMPLERS[self.sampler].levels(formulation)
+        options = {
+            LEVEL_OPTIONS[name]: value for name, value in self.given([*LEVEL_OPTIONS]).items()
+        }
+        return levels(kind, self.steps, formulation, **options)
+
+    def weight(self, formulation: Formulation) -> Weight:
+        """The guidance weight as a function of sigma."""
+        match self.guidance_schedule:
+            case "power-cosine":
+                power = 4.0 if self.guidance_power is None else self.guidance_power
+                return power_cosine(self.guidance, power, formulation.progress)
+            case "interval":
+                high = float("inf") if self.guidance_high is None else self.guidance_high
+                return interval(self.guidance, self.guidance_low or 0.0, high)
+            case "constant":
+                return constant(self.guidance)
+
+    def _check_guidance(self) -> None:
+        owners = {"guidance_power": "power-cosine", "guidance_low": "interval",
+                  "guidance_high": "interval"}  # fmt: skip
+        for name in self.given([*owners]):
+            if self.guidance_schedule != owners[name]:
+                raise ValueError(f"{name} is for guidance_schedule {owners[name]!r} alone")
+        low, high = self.guidance_low or 0.0, self.guidance_high
+        if high is not None and not low < high:
+            raise ValueError(f"guidance_high ({high:g}) must be above guidance_low ({low:g})")
