@@ -17,6 +17,9 @@ from diffit.generation import SamplingConfig
 from diffit.model import Model, ModelConfig, build_model
 from diffit.sealed import CONFIG, STATE, Damaged, read_state, read_tensors
 
+POWER = "ema-power-"
+"""Begins the names of power-function averages; the relative length follows."""
+
 
 def load(
     path: str | Path,
@@ -93,8 +96,8 @@ def _read_weights(folder: Path, weights: str | None) -> tuple[str, dict[str, Ten
     name = weights or names[0]
     if name in names:
         return name, read_tensors(folder, name)
-    length = re.fullmatch(r"ema-power-(0\.\d+)", name)
-    if length and any(other.startswith("ema-power-") for other in names):
+    length = re.fullmatch(re.escape(POWER) + r"(0\.\d+)", name)
+    if length and any(other.startswith(POWER) for other in names):
         return name, rebuild_average(folder, float(length[1]))
     raise CheckpointError(f"{folder} has no weights {name!r}; there are: {', '.join(names)}")
 
@@ -112,27 +115,31 @@ def rebuild_average(folder: Path, length: float) -> dict[str, Tensor]:
 
     It is blended, best in least squares, from the averages that the run stored up to there.
     """
-    stored = [(folder, int(folder.name)), *_stored_averages(folder)]
-    sources = [
-        (place, name, images, float(name.removeprefix("ema-power-")))
-        for place, images in dict((images, (place, images)) for place, images in stored).values()
+    stored = [
+        (place, name)
+        for place in (*_earlier_averages(folder), folder)
         for name in weights_in(place)
-        if name.startswith("ema-power-")
+        if name.startswith(POWER)
     ]
+    profiles = [(_images(place), float(name.removeprefix(POWER))) for place, name in stored]
     try:
-        shares = blend([(images, kept) for *_, images, kept in sources], (stored[0][1], length))
+        shares = blend(profiles, (_images(folder), length))
     except ValueError as error:
-        raise CheckpointError(f"weights ema-power-{length}: {error}") from None
+        raise CheckpointError(f"weights {POWER}{length}: {error}") from None
     total: dict[str, Tensor] = {}
-    for share, (place, name, *_) in zip(shares, sources, strict=True):
+    for share, (place, name) in zip(shares, stored, strict=True):
         for key, tensor in read_tensors(place, name).items():
             total[key] = total.get(key, 0) + share * tensor.double()
     return {key: tensor.float() for key, tensor in total.items()}
 
 
-def _stored_averages(checkpoint: Path) -> list[tuple[Path, int]]:
-    folders = sorted((checkpoint.parent.parent / "averages").glob("[0-9]*"))
-    return [(f, int(f.name)) for f in folders if f.name.isdigit() and f.name < checkpoint.name]
+def _earlier_averages(checkpoint: Path) -> list[Path]:
+    found = (checkpoint.parent.parent / "averages").glob("*")
+    return sorted(p for p in found if p.name.isdigit() and p.name < checkpoint.name)
+
+
+def _images(folder: Path) -> int:
+    return int(read_state(folder)["images"])
 
 
 def _read_settings(folder: Path) -> tuple[ModelConfig, SamplingConfig]:

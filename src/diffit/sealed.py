@@ -8,6 +8,7 @@ such a folder can run code when it is read.
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -54,15 +55,21 @@ def write_sealed(
             _write_tensors(part / f"{name}.safetensors", group)
         _write_state(part, state)
         _replace(part, folder)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise CheckpointError(f"{folder} could not be written: {reason}") from error
+    except OSError as error:
+        raise CheckpointError(f"{folder} could not be written: {error.strerror}") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
 
 def _write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
-    save_file({key: tensor.detach().contiguous() for key, tensor in tensors.items()}, file)
+    try:
+        save_file({key: tensor.detach().contiguous() for key, tensor in tensors.items()}, file)
+    except SafetensorError as error:
+        # The library wraps what the operating system said: "... (os error 28)".
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from None
 
 
 def _write_state(part: Path, state: Mapping[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """The folder of a run: its files, and the lock that keeps a second process out."""
 
 import contextlib
+import errno
 import json
 import os
 import platform
@@ -12,7 +13,7 @@ import torch
 
 from diffit import __version__
 from diffit.config import read_yaml, to_yaml
-from diffit.errors import UsageError
+from diffit.errors import CheckpointError, UsageError
 from diffit.training.settings import RunConfig
 
 CONFIG = "config.yaml"
@@ -67,6 +68,22 @@ def _lock(file: IO[str]) -> bool:
     except OSError:
         return False
     return True
+
+
+@contextlib.contextmanager
+def full_disk_in_one_line(run: Path) -> Iterator[None]:
+    """Turn "no space left" into a sentence that says how to go on."""
+    try:
+        yield
+    except (OSError, CheckpointError) as error:
+        cause = error.__cause__ if isinstance(error, CheckpointError) else error
+        full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        if not isinstance(cause, OSError) or cause.errno not in full:
+            raise
+        raise UsageError(
+            f"{run} cannot be written: {cause.strerror}; make room and continue with "
+            f"`diffit train --resume {run}`"
+        ) from None
 
 
 def write_run(run: Path, config: RunConfig, device: torch.device) -> None:

@@ -6,7 +6,6 @@ from pydantic import Field, PositiveInt, model_validator
 
 from diffit.config import Settings
 from diffit.data import DataConfig
-from diffit.diffusion.loss import LossWeight
 from diffit.generation import SamplingConfig
 from diffit.model import ModelConfig
 from diffit.training.ema import AverageConfig
@@ -48,8 +47,10 @@ class TrainConfig(Settings):
     """Largest norm of the gradient; none is no limit."""
 
     ema: AverageConfig = AverageConfig(constant=(0.9999,))
-    loss_weight: LossWeight = LossWeight()
+    loss_weight: Literal["none", "min-snr", "p2"] = "none"
     """Weight of the loss as a function of the noise level."""
+    loss_gamma: float | None = Field(default=None, gt=0)
+    """Gamma of min-snr (5 by default) or p2 (1 by default)."""
     label_dropout: float = Field(default=0.1, ge=0, le=1)
     """Share of images trained without their label, for classifier-free guidance."""
 
@@ -102,7 +103,7 @@ class RunConfig(Settings):
     """A training run: what is trained, on which data, how, and how it is then sampled."""
 
     model: ModelConfig
-    data: DataConfig = DataConfig()
+    data: DataConfig
     train: TrainConfig = TrainConfig()
     sampling: SamplingConfig = SamplingConfig()
 

@@ -1,0 +1,264 @@
+"""Training, told in order: data, state, steps; after some of them a line, a checkpoint, a picture.
+
+A run is a folder. Whatever ends it (Ctrl-C, a kill, a full disk), `resume=True` continues from its
+newest intact checkpoint as if nothing had happened, on the CPU bit for bit.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+
+from diffit.data import Dataset
+from diffit.data.loader import Loader
+from diffit.model import Model, build_model
+from diffit.training.console import ConsoleLine
+from diffit.training.folder import (
+    METRICS,
+    full_disk_in_one_line,
+    locked,
+    refuse_no_run,
+    refuse_taken,
+    write_run,
+)
+from diffit.training.inputs import draw_inputs
+from diffit.training.interrupts import Interrupts
+from diffit.training.journal import Journal
+from diffit.training.optim import learning_rate, set_rate
+from diffit.training.prepare import begin, build_objective, complete, open_training_data
+from diffit.training.settings import RunConfig, TrainConfig
+from diffit.training.state import State, save_averages, save_state
+from diffit.training.step import Objective, arithmetic
+from diffit.training.trouble import note_trouble
+from diffit.training.writers import open_writers, refuse_missing
+
+__all__ = ["OnSnapshot", "Outcome", "RunConfig", "Snapshot", "TrainConfig", "train"]
+
+
+class Snapshot(NamedTuple):
+    """What pictures of a run's progress are made of.
+
+    Attributes:
+        run: folder of the run.
+        folder: where the pictures of this moment go; it does not exist yet.
+        images: seen so far.
+        model: with the weights that the run recommends.
+        dataset: the real images.
+        config: of the run.
+    """
+
+    run: Path
+    folder: Path
+    images: int
+    model: Model
+    dataset: Dataset
+    config: RunConfig
+
+
+OnSnapshot = Callable[[Snapshot], None]
+Reason = Literal["done", "time", "interrupted"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a call of `train` ended.
+
+    Attributes:
+        reason: all images seen, time used up, or interrupted.
+        images: seen by the run.
+        seconds: in training, over all parts of the run.
+    """
+
+    reason: Reason
+    images: int
+    seconds: float
+
+
+def train(
+    config: RunConfig,
+    out: Path,
+    *,
+    resume: bool = False,
+    device: str | torch.device = "cpu",
+    on_snapshot: OnSnapshot | None = None,
+    quiet: bool = False,
+) -> Outcome:
+    """Train a model in a folder.
+
+    Args:
+        config: what to train, on what, how.
+        out: folder of the run: a free name, or with ``resume`` the run to continue.
+        resume: continue from the newest intact checkpoint.
+        device: where to compute.
+        on_snapshot: draws pictures from time to time, and at the end.
+        quiet: show nothing on the console.
+    """
+    (refuse_no_run if resume else refuse_taken)(out)
+    refuse_missing(config.train.wandb)
+    dataset = open_training_data(config)
+    config = complete(config, dataset)
+    device = torch.device(device)
+    numbers = arithmetic(device, tf32=config.train.tf32, threads=config.train.threads)
+    with locked(out), full_disk_in_one_line(out), numbers, Interrupts() as interrupts:
+        write_run(out, config, device)
+        state, notes = begin(config, out, device, resume=resume)
+        with open_journal(config, out, state, quiet=quiet) as journal:
+            for note in notes:
+                journal.say(note)
+            run = Run(config, out, dataset, state, journal, interrupts, on_snapshot)
+            with open_loader(config, dataset, start=state.images) as loader:
+                return take_steps(run, loader)
+
+
+@dataclass
+class Run:
+    """What the steps of a run share."""
+
+    config: RunConfig
+    folder: Path
+    dataset: Dataset
+    state: State
+    journal: Journal
+    interrupts: Interrupts
+    on_snapshot: OnSnapshot | None
+
+
+def take_steps(run: Run, loader: Loader) -> Outcome:
+    """Step until the run is over, with lines, checkpoints and pictures where they are due."""
+    state, train = run.state, run.config.train
+    objective = build_objective(state, run.config)
+    power_every = train.ema.power_every or train.checkpoint_every
+    reason = why_stop(run)
+    last = time.monotonic()
+    while reason is None:
+        before = state.images
+        metrics = take_step(run, objective, loader)
+        now = time.monotonic()
+        state.seconds, last = state.seconds + now - last, now
+        reason = why_stop(run)
+        over = reason in ("done", "time")
+        if over or _passed(train.log_every, before, state.images):
+            run.journal.write(state.images, state.seconds, {**state.meter.read(), **metrics})
+        if train.ema.power and _passed(power_every, before, state.images):
+            save_averages(state, run.folder, run.config)
+        if reason or _passed(train.checkpoint_every, before, state.images):
+            keep(run)
+        if over or _passed(train.snapshot_every, before, state.images):
+            picture(run)
+            last = time.monotonic()  # pictures are no training
+    return Outcome(reason, state.images, state.seconds)
+
+
+def take_step(run: Run, objective: Objective, loader: Loader) -> dict[str, float]:
+    """Show the network one batch; skip the step if its loss or gradient is not finite."""
+    state, train = run.state, run.config.train
+    inputs = draw_inputs(
+        next(loader),
+        state.model,
+        seed=train.seed,
+        label_dropout=train.label_dropout,
+        augmentation=run.config.data.augment,
+    )
+    gradients = objective.gradients(inputs, micro_batch=train.micro_batch)
+    state.images += len(inputs.number)
+    rate = learning_rate(
+        state.images,
+        peak=train.lr,
+        warmup=train.warmup,
+        law=train.decay,
+        start=train.decay_from,
+        end=train.images,
+        floor=train.lr_end,
+    )
+    if gradients.finite:
+        objective.clip(gradients.norm, train.clip)
+        set_rate(state.optimizer, rate)
+        state.optimizer.step()
+        state.averages.update(batch=len(inputs.number), after=state.images)
+        state.meter.add(gradients.losses.tolist(), inputs.position.tolist())
+        state.bad = 0
+    else:
+        state.meter.skip()
+        note = note_trouble(
+            state,
+            objective,
+            inputs,
+            gradients,
+            loader,
+            file=run.folder / "nonfinite.jsonl",
+            patience=train.max_bad_steps,
+        )
+        if note:
+            run.journal.say(note)
+    if state.scale:
+        state.scale.update(finite=gradients.finite)
+    return {"gradient_norm": gradients.norm, "lr": rate}
+
+
+def why_stop(run: Run) -> Reason | None:
+    """Why the run is over, None if it is not."""
+    train = run.config.train
+    if run.state.images >= train.images:
+        return "done"
+    if train.minutes is not None and run.state.seconds >= 60 * train.minutes:
+        return "time"
+    return "interrupted" if run.interrupts.received else None
+
+
+def keep(run: Run) -> None:
+    """Write a checkpoint, after the metrics that lead up to it."""
+    run.journal.flush()
+    save_state(run.state, run.folder, run.config)
+
+
+def picture(run: Run) -> None:
+    """Let the caller draw, from a model of its own with the recommended weights."""
+    if run.on_snapshot is None:
+        return
+    state = run.state
+    model = build_model(run.config.model)
+    chosen = run.config.train.ema.chosen
+    model.network.load_state_dict(state.tensors[chosen])
+    model.network.requires_grad_(False)
+    model.sampling = run.config.sampling
+    folder = run.folder / "snapshots" / f"{state.images:012d}"
+    run.on_snapshot(
+        Snapshot(
+            run.folder, folder, state.images, model.to(state.model.device), run.dataset, run.config
+        )
+    )
+
+
+def open_journal(config: RunConfig, out: Path, state: State, *, quiet: bool) -> Journal:
+    """The journal of a run that stands at ``state``."""
+    train = config.train
+    return Journal(
+        out / METRICS,
+        start=state.images,
+        seconds=state.seconds,
+        console=ConsoleLine(total=train.images, minutes=train.minutes, quiet=quiet),
+        writers=open_writers(
+            out, start=state.images, tensorboard=train.tensorboard, wandb=train.wandb
+        ),
+    )
+
+
+def open_loader(config: RunConfig, dataset: Dataset, *, start: int) -> Loader:
+    """Batches of a run from its image number ``start`` on."""
+    return Loader(
+        dataset,
+        batch=config.train.batch,
+        seed=config.train.seed,
+        start=start,
+        flip=config.data.flip,
+        workers=config.data.workers,
+        memory=config.data.memory << 20,
+    )
+
+
+def _passed(every: int, before: int, after: int) -> bool:
+    """Whether a multiple of ``every`` lies in (before, after]; never for 0."""
+    return bool(every) and before // every < after // every

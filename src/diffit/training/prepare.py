@@ -1,0 +1,93 @@
+"""Before the first step: the data, what it decides of the configuration, and the state."""
+
+from pathlib import Path
+
+import torch
+
+from diffit.data import Dataset, open_data
+from diffit.diffusion.loss import LOSS_WEIGHTS, LossWeight
+from diffit.errors import ConfigError
+from diffit.sealed import clear_leftovers
+from diffit.training.ema import Averages
+from diffit.training.settings import RunConfig
+from diffit.training.state import State, fresh_state, restore_newest
+from diffit.training.step import Objective
+from diffit.training.transfer import carry_over, describe, write_report
+
+
+def open_training_data(config: RunConfig) -> Dataset:
+    """The images of a run, cropped and resized to what its network takes."""
+    data, network = config.data, config.model.network
+    if not data.path:
+        raise ConfigError("data.path is empty; name your images: --data.path FOLDER_OR_ZIP")
+    if network.channels not in (1, 3):
+        raise ConfigError(
+            f"model.network.channels is {network.channels}, but images have 1 or 3: this network "
+            "works on latents, for which training is not offered yet"
+        )
+    _, height, width = network.shape
+    size = data.size or (height if height == width else None)
+    return open_data(
+        data.model_copy(update={"size": size, "channels": data.channels or network.channels})
+    )
+
+
+def complete(config: RunConfig, dataset: Dataset) -> RunConfig:
+    """The configuration with the names of the classes; ConfigError if it does not fit the data."""
+    model = config.model
+    if dataset.shape != model.network.shape:
+        raise ConfigError(
+            f"the images are {_shape(dataset.shape)}, but model.network takes "
+            f"{_shape(model.network.shape)}; set data.size and data.channels, or the network's"
+        )
+    classes = model.network.classes
+    if not classes:
+        return config
+    if len(dataset.classes) != classes:
+        raise ConfigError(
+            f"model.network.classes is {classes}, but {config.data.path} has "
+            f"{len(dataset.classes)} classes; set --model.network.classes {len(dataset.classes)}"
+        )
+    named = model.model_copy(update={"class_names": dataset.classes})
+    return config.model_copy(update={"model": named})
+
+
+def begin(
+    config: RunConfig, out: Path, device: torch.device, *, resume: bool
+) -> tuple[State, list[str]]:
+    """The state to go on from, and what the user should know about it."""
+    for place in ("checkpoints", "averages"):
+        clear_leftovers(out / place)
+    state = fresh_state(config, device)
+    notes = restore_newest(state, out) if resume else []
+    if config.train.init_from and not state.images:
+        report = carry_over(state.model, config.train.init_from)
+        write_report(out / "carried.json", report)
+        notes += describe(report)
+        state.averages = Averages(state.model.network, config.train.ema)
+    if config.train.activation_checkpointing:
+        state.model.network.activation_checkpointing = True  # type: ignore[assignment]
+    if config.train.compile:
+        # In place: the names of the parameters stay what they are.
+        state.model.network.compile()
+    return state, notes
+
+
+def build_objective(state: State, config: RunConfig) -> Objective:
+    """What the steps of a run minimise."""
+    train = config.train
+    return Objective(state.model, loss_weight(state, config), train.precision, state.scale)
+
+
+def loss_weight(state: State, config: RunConfig) -> LossWeight | None:
+    """The loss weight that a configuration names."""
+    train = config.train
+    if train.loss_weight == "none":
+        return None
+    keywords = {} if train.loss_gamma is None else {"gamma": train.loss_gamma}
+    return LOSS_WEIGHTS[train.loss_weight](state.model.formulation, **keywords)
+
+
+def _shape(shape: tuple[int, int, int]) -> str:
+    channels, height, width = shape
+    return f"{height} x {width} pixels of {channels} channel{'s' if channels > 1 else ''}"

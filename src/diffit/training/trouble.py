@@ -1,0 +1,68 @@
+"""Losses and gradients that are not finite: which images caused them, and when to give up."""
+
+import json
+import math
+from pathlib import Path
+
+from diffit.data.loader import Loader
+from diffit.errors import DiffitError
+from diffit.training.inputs import Inputs
+from diffit.training.state import State
+from diffit.training.step import Gradients, Objective
+
+
+class Diverged(DiffitError):
+    """Losses or gradients were not finite for too many steps in a row."""
+
+
+def note_trouble(
+    state: State,
+    objective: Objective,
+    inputs: Inputs,
+    gradients: Gradients,
+    loader: Loader,
+    *,
+    file: Path,
+    patience: int,
+) -> str | None:
+    """Write down the images whose own loss or gradient is not finite; a sentence about them.
+
+    Args:
+        state: counts such steps in a row.
+        objective: computes the images one by one.
+        inputs: the batch.
+        gradients: what it gave.
+        loader: knows which image of the data set each one is.
+        file: gets a JSON line.
+        patience: so many such steps in a row raise `Diverged`.
+
+    Returns:
+        None if fp16 overflowed only because of its loss scale, which is no fault of any image.
+    """
+    if _overflow(state, gradients):
+        return None
+    state.bad += 1
+    places = objective.culprits(inputs)
+    numbers = [int(inputs.number[place]) for place in places]
+    record = {
+        "images": state.images,
+        "numbers": numbers,
+        "indices": [loader.index(number) for number in numbers],
+        "sigmas": [float(inputs.sigma[place]) for place in places],
+        "losses": [repr(float(gradients.losses[place])) for place in places],
+    }
+    with file.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(record) + "\n")
+    if state.bad >= patience:
+        raise Diverged(
+            f"loss or gradient was not finite in {state.bad} steps in a row, at {state.images} "
+            f"images, so the run has ended; {file} lists the images; start again with a lower "
+            "train.lr or with train.clip"
+        )
+    who = f"images {record['indices']} of the data" if places else "no single image"
+    return f"step skipped at {state.images} images: not finite because of {who}; see {file}"
+
+
+def _overflow(state: State, gradients: Gradients) -> bool:
+    losses = all(math.isfinite(loss) for loss in gradients.losses.tolist())
+    return state.scale is not None and state.scale.factor > 1 and losses
