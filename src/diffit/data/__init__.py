@@ -17,12 +17,22 @@ from diffit.config import Settings
 from diffit.data.arrays import Arrays, open_npz
 from diffit.data.builtin import PREFIX, open_builtin
 from diffit.data.example import Dataset, Example
-from diffit.data.files import Folder, Zip, is_image
+from diffit.data.files import Files, Folder, Zip, is_image
 from diffit.data.image_set import ImageSet
 from diffit.data.images import Background
 from diffit.errors import DataError
 
-__all__ = ["Arrays", "DataConfig", "Dataset", "Example", "ImageSet", "open_data", "open_dataset"]
+__all__ = [
+    "Arrays",
+    "DataConfig",
+    "Dataset",
+    "Example",
+    "ImageSet",
+    "is_npz",
+    "open_data",
+    "open_dataset",
+    "open_files",
+]
 
 
 class DataConfig(Settings):
@@ -80,12 +90,22 @@ def open_dataset(
     if str(path).startswith(PREFIX):
         name = str(path).removeprefix(PREFIX)
         return open_builtin(name, size=size, channels=channels, labels=labels)
+    if is_npz(path):
+        return open_npz(Path(path).expanduser(), size=size, channels=channels, labels=labels)
+    return ImageSet(
+        open_files(path), size=size, channels=channels, labels=labels, background=background
+    )
+
+
+def is_npz(path: str | Path) -> bool:
+    """Whether ``path`` names an npz file; DataError if nothing that can be read is there."""
+    return _kind(Path(path).expanduser()) == "npz"
+
+
+def open_files(path: str | Path) -> Files:
+    """The image files of the folder or zip at ``path``."""
     place = Path(path).expanduser()
-    kind = _kind(place)
-    if kind == "npz":
-        return open_npz(place, size=size, channels=channels, labels=labels)
-    files = Folder(place) if kind == "folder" else Zip(place)
-    return ImageSet(files, size=size, channels=channels, labels=labels, background=background)
+    return Folder(place) if _kind(place) == "folder" else Zip(place)
 
 
 def _kind(place: Path) -> Literal["folder", "zip", "npz"]:

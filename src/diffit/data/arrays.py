@@ -51,14 +51,17 @@ class Arrays:
         return len(self._images)
 
     def __getitem__(self, i: int) -> Example:
-        pixels = self._images[i]
-        label = None if self._labels is None else int(self._labels[i])
+        pixels, label = self._images[i], self.label(i)
         if self._size is None and pixels.shape[2] == self.shape[0]:
             return Example(np.ascontiguousarray(pixels.transpose(2, 0, 1)), label)
         image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
         if self._size is not None:
             image = center_crop(image, self._size, name=f"image {i}")
         return Example(to_array(image, self.shape[0]), label)
+
+    def label(self, i: int) -> int | None:
+        """The label of example i, without its image."""
+        return None if self._labels is None else int(self._labels[i])
 
 
 def open_npz(

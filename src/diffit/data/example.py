@@ -29,3 +29,6 @@ class Dataset(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, i: int) -> Example: ...
+
+    def label(self, i: int) -> int | None:
+        """The label of example i, without reading its image."""

@@ -29,10 +29,11 @@ MAX_FILE_BYTES = 1 << 28
 """Larger image files are refused before they are read."""
 MAX_PIXELS = 89_478_485
 """Larger images are refused before they are decoded; Pillow's own limit."""
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 """What Pillow may try: formats whose decoders are sturdy and call no other program."""
 GREY_MODES = ("1", "L", "LA", "La")
 COLOUR_MODES = ("P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr")
+ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
 MODES_16 = ("I;16", "I;16L", "I;16B", "I;16N")
 
 
@@ -80,25 +81,56 @@ def check_bytes(data: bytes, name: str) -> bytes:
 
 def decode(data: bytes, *, name: str, background: Background = "white") -> Image.Image:
     """The bytes of an image file as a Pillow image of mode L or RGB, upright and opaque."""
+    return flatten(load(data, name=name), name=name, background=background)
+
+
+def load(data: bytes, *, name: str) -> Image.Image:
+    """The bytes of an image file as a Pillow image, upright, with the pixels that the file has."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(data), formats=FORMATS)
-        kind = image.format or ""
         _check_frames(image, name)
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
     except DataError:
         raise
     except UnidentifiedImageError:
-        raise DataError(f"{name} is no image that can be read ({_formats()})") from None
+        raise DataError(f"{name} is no image that can be read ({', '.join(FORMATS)})") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise DataError(
             f"{name} has more than {MAX_PIXELS // 10**6} million pixels; scale it down first"
         ) from None
     except Exception as error:  # Pillow raises whatever a damaged file leads its decoders to
         raise DataError(f"{name} is damaged: {_reason(error)}") from None
-    return _flatten(image, kind, name, background)
+    return image
+
+
+def flatten(image: Image.Image, *, name: str, background: Background = "white") -> Image.Image:
+    """Any pixels as mode L or RGB, opaque; DataError if they have no clear meaning in 8 bits."""
+    if is_16_bit(image):
+        if "transparency" in image.info:
+            raise DataError(f"{name} is 16-bit grey with transparency; save it without")
+        values = np.asarray(image).astype(np.uint32)
+        return Image.fromarray(((values + 128) // 257).astype(np.uint8))  # 257 = 65535 / 255
+    if image.mode not in GREY_MODES + COLOUR_MODES:
+        raise DataError(f"{name} has pixels of mode {image.mode}; save it as 8-bit grey or RGB")
+    target = "L" if image.mode in GREY_MODES else "RGB"
+    if may_be_transparent(image):
+        paint = Image.new("RGBA", image.size, background)
+        image = Image.alpha_composite(paint, image.convert("RGBA"))
+    return image.convert(target)
+
+
+def is_16_bit(image: Image.Image) -> bool:
+    """Whether an image is grey with 16 bits."""
+    # Pillow before 11 gives 16-bit PNG the mode of 32-bit integers.
+    return image.mode in MODES_16 or (image.mode == "I" and image.format == "PNG")
+
+
+def may_be_transparent(image: Image.Image) -> bool:
+    """Whether an image has an alpha channel or a transparent colour."""
+    return image.mode in ALPHA_MODES or "transparency" in image.info
 
 
 def to_array(image: Image.Image, channels: int | None = None) -> np.ndarray:
@@ -181,25 +213,6 @@ def _check_frames(image: Image.Image, name: str) -> None:
     frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
     if frames > 1:
         raise DataError(f"{name} has {frames} frames; save the ones you want as single images")
-
-
-def _flatten(image: Image.Image, kind: str, name: str, background: Background) -> Image.Image:
-    if image.mode in MODES_16 or (image.mode == "I" and kind == "PNG"):
-        if "transparency" in image.info:
-            raise DataError(f"{name} is 16-bit grey with transparency; save it without")
-        values = np.asarray(image).astype(np.uint32)
-        return Image.fromarray(((values + 128) // 257).astype(np.uint8))  # 257 = 65535 / 255
-    if image.mode not in GREY_MODES + COLOUR_MODES:
-        raise DataError(f"{name} has pixels of mode {image.mode}; save it as 8-bit grey or RGB")
-    target = "L" if image.mode in GREY_MODES else "RGB"
-    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
-        paint = Image.new("RGBA", image.size, background)
-        image = Image.alpha_composite(paint, image.convert("RGBA"))
-    return image.convert(target)
-
-
-def _formats() -> str:
-    return ", ".join(kind for kind in FORMATS if kind != "MPO")
 
 
 def _reason(error: Exception) -> str:

@@ -1,0 +1,160 @@
+"""`diffit data inspect` and `diffit data pack`."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from pydantic import Field
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import track
+from rich.table import Table
+
+from diffit.config import Settings
+from diffit.data.images import Background, write_png
+from diffit.data.inspect import Survey, survey
+from diffit.data.pack import pack
+from diffit.errors import UsageError
+
+LINES = 12
+"""How many lines of a long list are printed; `--json` has all."""
+
+
+class Inspect(Settings):
+    """Say what is in a data set, and draw a contact sheet."""
+
+    path: tyro.conf.Positional[str]
+    """A folder, zip or npz of images, or builtin:digits, builtin:patches."""
+    sheet: Path | None = Path("contact-sheet.png")
+    """Where the contact sheet is drawn; None draws none."""
+    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False
+    """Print everything as JSON."""
+
+
+class Pack(Settings):
+    """Write a data set as one zip of equal PNG images with its labels."""
+
+    source: tyro.conf.Positional[str]
+    """A folder, zip or npz of images."""
+    out: tyro.conf.Positional[Path]
+    """The zip to write. An interrupted call goes on where it stopped."""
+    size: int | None = Field(default=None, ge=1, le=4096)
+    """Crop the middle square and resize it to this side; needed unless all have one size."""
+    channels: Literal[1, 3] | None = None
+    """1 converts to grey, 3 to RGB; by default whichever the images have."""
+    labels: bool = True
+    """Keep the classes, where there are any."""
+    background: Background = "white"
+    """What transparent parts become."""
+    skip_unreadable: bool = False
+    """Leave out what cannot be read, instead of stopping there."""
+
+
+def run_inspect(args: Inspect) -> None:
+    if args.sheet is not None and args.sheet.suffix.lower() != ".png":
+        raise UsageError(f"--sheet {args.sheet} must end in .png")
+    found = survey(args.path, follow=_follow("reading"))
+    if args.sheet is not None and found.sheet is not None:
+        write_png(args.sheet, found.sheet)
+    if args.as_json:
+        print(json.dumps(_as_json(found, args.sheet), indent=2))
+    else:
+        _show(found, args.sheet)
+
+
+def run_pack(args: Pack) -> None:
+    packed = pack(
+        args.source,
+        args.out,
+        size=args.size,
+        channels=args.channels,
+        labels=args.labels,
+        background=args.background,
+        skip_unreadable=args.skip_unreadable,
+        follow=_follow("packing"),
+    )
+    for reason in packed.left_out:
+        print(f"left out: {reason}")
+    print(f"{args.out}: {packed.images} images, {_bytes(packed.bytes)}, read back and whole")
+
+
+VERBS = {"inspect": (Inspect, run_inspect), "pack": (Pack, run_pack)}
+
+
+def _follow(what: str) -> Any:
+    console = Console(stderr=True)
+
+    def follow(numbers: range) -> Iterable[int]:
+        return track(
+            numbers, what, console=console, transient=True, disable=not console.is_terminal
+        )
+
+    return follow
+
+
+def _as_json(found: Survey, sheet: Path | None) -> dict[str, Any]:
+    return {
+        "path": found.path,
+        "layout": found.layout,
+        "images": found.images,
+        "unreadable": found.unreadable,
+        "sizes": [[w, h, n] for (w, h), n in found.sizes.most_common()],
+        "pixels": dict(found.pixels),
+        "classes": found.classes,
+        "duplicates": found.duplicates,
+        "other_files": dict(found.others),
+        "hidden": found.hidden,
+        "refusal": found.refusal,
+        "memory_bytes": found.memory,
+        "settings": found.settings,
+        "notes": found.notes,
+        "sheet": str(sheet) if sheet is not None and found.sheet is not None else None,
+    }
+
+
+def _show(found: Survey, sheet: Path | None) -> None:
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for name, text in _facts(found):
+        table.add_row(name, escape(text))
+    console = Console()
+    console.print(table)
+    for note in found.notes:
+        console.print(f"note: {note}", markup=False)
+    settings = ", ".join(f"{key}: {json.dumps(value)}" for key, value in found.settings.items())
+    console.print(f"\ndata: {{{settings}}}", markup=False)
+    if sheet is not None and found.sheet is not None:
+        console.print(f"contact sheet: {sheet}", markup=False)
+
+
+def _facts(found: Survey) -> list[tuple[str, str]]:
+    copies = sum(len(names) - 1 for names in found.duplicates)
+    facts = [
+        ("set", f"{found.path}: {found.layout}"),
+        ("images", str(found.images)),
+        ("sizes", _counts({f"{w} x {h}": n for (w, h), n in found.sizes.most_common()})),
+        ("pixels", _counts(dict(found.pixels.most_common()))),
+        ("classes", _counts(found.classes) if found.classes else "none"),
+        ("duplicates", f"{copies} copies" if copies else "none"),
+        ("in memory", _bytes(found.memory)),
+    ]
+    facts += [("", " = ".join(names[:LINES])) for names in found.duplicates[:LINES]]
+    if found.others:
+        facts.append(("other files", _counts(dict(found.others.most_common()))))
+    if found.hidden:
+        facts.append(("hidden", f"{found.hidden} hidden files or folders passed over"))
+    if found.unreadable:
+        facts.append(("unreadable", str(len(found.unreadable))))
+        facts += [("", reason) for reason in list(found.unreadable.values())[:LINES]]
+    return facts
+
+
+def _counts(counts: dict[str, int]) -> str:
+    shown = [f"{name} ({n})" for name, n in list(counts.items())[:LINES]]
+    more = len(counts) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more else "")
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 2**20:.1f} MiB" if count < 2**30 else f"{count / 2**30:.1f} GiB"
