@@ -1,0 +1,26 @@
+"""The size of a network: its parameters, and the multiplications of one forward pass."""
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from diffit.networks import NetworkConfig, build_network
+
+
+def count_parameters(network: nn.Module) -> int:
+    """Number of trained numbers; fixed tables do not count."""
+    return sum(p.numel() for p in network.parameters() if p.requires_grad)
+
+
+def count_macs(config: NetworkConfig) -> int:
+    """Multiply-accumulates of one forward pass for one image, both attention products included.
+
+    Counted on tensors without memory: no weights are made, and the largest network takes a second.
+    """
+    with torch.device("meta"):
+        network = build_network(config).eval()
+        x, time = torch.empty(1, *config.shape), torch.empty(1)
+        label = torch.empty(1, dtype=torch.int64) if config.classes else None
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(x, time, label)
+    return int(counter.get_total_flops()) // 2

@@ -1,0 +1,182 @@
+"""DiT: transformer blocks modulated by adaLN-Zero (Peebles and Xie, arXiv:2212.09748)."""
+
+from collections.abc import Iterable
+from typing import Literal, Self
+
+import torch.nn.functional as F
+from pydantic import model_validator
+from torch import Tensor, nn
+
+from diffit.config import Settings
+from diffit.networks.shared import (
+    Classes,
+    Depth,
+    Features,
+    Probability,
+    Ratio,
+    Side,
+    Width,
+    check_column,
+    check_inputs,
+    check_unlabelled,
+    close_gates,
+    pair,
+    xavier_uniform,
+    zero,
+)
+from diffit.nn.attention import SelfAttention
+from diffit.nn.blocks import AdaptiveBlock, DropoutAt, run
+from diffit.nn.dropout import number_dropouts
+from diffit.nn.embed import (
+    LabelEmbedding,
+    TimeEmbedding,
+    TimeFeatures,
+    patchify,
+    sincos_grid,
+    unpatchify,
+)
+from diffit.nn.norm import AdaptiveNorm
+
+
+class DiTConfig(Settings):
+    """Shape of a DiT; the defaults are XL/2 for 256 x 256 images.
+
+    Other sizes, as (depth, width, heads): S (12, 384, 6), B (12, 768, 12), L (24, 1024, 16).
+    """
+
+    name: Literal["dit"] = "dit"
+    """Kind of the network."""
+    size: Side | tuple[Side, Side] = 32
+    """Height and width of the latent: 32 for 256 x 256 images and a codec of factor 8."""
+    channels: Width = 4
+    """Channels of the latent: 4 for the Stable Diffusion autoencoder."""
+    classes: Classes = 0
+    """Number of labels; 0 makes the network unconditional."""
+    patch: Side = 2
+    """Side of a patch, in latent pixels."""
+    depth: Depth = 28
+    """Number of blocks."""
+    width: Width = 1152
+    """Channels of a token."""
+    heads: Width = 16
+    """Attention heads."""
+    mlp_ratio: Ratio = 4.0
+    """Hidden units of the MLP, as a multiple of the width."""
+    learned_variance: bool = False
+    """Predict a variance beside each channel, as the published models do."""
+    time_features: Features = 256
+    """Fixed features of the noise level, before the time embedding's two layers."""
+    time_embedding: TimeFeatures = "dit"
+    """Features of the noise level: DiT's, EDM's positional ones, or random Fourier features."""
+    dropout: Probability = 0.0
+    """Probability of dropout in training."""
+    dropout_at: DropoutAt = "hidden"
+    """Where dropout acts: on the MLP's hidden units, or on the residual branches."""
+    null_class: bool = True
+    """Learn a vector for "no class", which guidance needs."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the network's input."""
+        return (self.channels, *pair(self.size))
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns) of the token grid."""
+        height, width = pair(self.size)
+        return height // self.patch, width // self.patch
+
+    @model_validator(mode="after")
+    def check(self) -> Self:
+        check_column(self)
+        return self
+
+
+class DiT(nn.Module):
+    """F(x, time, label): patches, blocks modulated by noise level and label, patches."""
+
+    position: Tensor
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.activation_checkpointing = False
+        width, outputs = config.width, config.channels * (2 if config.learned_variance else 1)
+        self.patch = nn.Linear(config.channels * config.patch**2, width)
+        self.register_buffer("position", sincos_grid(config.grid, width))
+        self.time = TimeEmbedding(width, features=config.time_features, kind=config.time_embedding)
+        self.label = (
+            LabelEmbedding(config.classes, width, null=config.null_class)
+            if config.classes
+            else None
+        )
+        self.column = nn.ModuleList(
+            AdaptiveBlock(
+                SelfAttention(width, heads=config.heads),
+                width,
+                width,
+                hidden=round(width * config.mlp_ratio),
+                dropout=config.dropout,
+                dropout_at=config.dropout_at,
+            )
+            for _ in range(config.depth)
+        )
+        self.norm = AdaptiveNorm(width)
+        self.modulation = nn.Linear(width, 2 * width)
+        self.head = nn.Linear(width, outputs * config.patch**2)
+        number_dropouts(self)
+        self._initialise()
+
+    def forward(
+        self,
+        x: Tensor,
+        time: Tensor,
+        label: Tensor | None = None,
+        image: Tensor | None = None,
+        *,
+        augment: Tensor | None = None,
+        keys: Tensor | None = None,
+    ) -> Tensor:
+        """Predict from a noisy latent.
+
+        Args:
+            x: (B, C, H, W).
+            time: (B,) noise level, as the formulation counts it.
+            label: (B,) class, ``classes`` or None for no class.
+            image, augment: not taken by this network.
+            keys: (B,) dropout keys; None for no dropout.
+
+        Returns:
+            (B, C, H, W), or (B, 2 C, H, W) with a learned variance.
+        """
+        check_inputs(self.config.shape, x, image, augment)
+        tokens = self.patch(patchify(x, self.config.patch)) + self.position
+        condition = self._condition(time, label)
+        for block in self.column:
+            tokens = run(block, tokens, condition, keys, checkpointed=self.activation_checkpointing)
+        shift, scale = self.modulation(F.silu(condition)).chunk(2, dim=-1)
+        tokens = self.head(self.norm(tokens, shift, scale))
+        return unpatchify(tokens, self.config.grid, self.config.patch)
+
+    def blocks(self) -> Iterable[nn.Module]:
+        """The transformer blocks, in order."""
+        return self.column
+
+    def _condition(self, time: Tensor, label: Tensor | None) -> Tensor:
+        """(B, T): the sum of time and label embedding."""
+        token: Tensor = self.time(time)
+        if self.label is None:
+            check_unlabelled(label)
+            return token
+        return token + self.label(label, len(time))
+
+    def _initialise(self) -> None:
+        """The weights of an untrained network, whose output is exactly 0 (Section 3.2)."""
+        xavier_uniform(self)
+        for layer in (self.time.hidden, self.time.out):
+            nn.init.normal_(layer.weight, std=0.02)
+        if self.label is not None:
+            nn.init.normal_(self.label.table.weight, std=0.02)
+        close_gates(self)
+        zero(self.modulation)
+        zero(self.head)

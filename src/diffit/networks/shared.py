@@ -1,0 +1,110 @@
+"""What all networks have in common: kinds of settings, checks of inputs, the initial weights."""
+
+from typing import Annotated, Any, NamedTuple, Protocol
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from diffit.nn.blocks import AdaptiveBlock
+from diffit.nn.embed import TimeFeatures
+
+Side = Annotated[int, Field(ge=1, le=4096)]
+Width = Annotated[int, Field(ge=1, le=16384)]
+Features = Annotated[int, Field(ge=2, le=4096)]
+Depth = Annotated[int, Field(ge=1, le=256)]
+Classes = Annotated[int, Field(ge=0, le=1_000_000)]
+Probability = Annotated[float, Field(ge=0, lt=1)]
+Ratio = Annotated[float, Field(gt=0, le=64)]
+
+
+class Size(NamedTuple):
+    """One row of the table of transformer sizes."""
+
+    depth: int
+    width: int
+    heads: int
+
+
+SIZES = {
+    "S": Size(12, 384, 6),
+    "B": Size(12, 768, 12),
+    "L": Size(24, 1024, 16),
+    "XL": Size(28, 1152, 16),
+}
+"""The sizes of DiT (arXiv:2212.09748, Table 1), which latent DiffiT shares; XL is the paper's."""
+
+
+def pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of a setting that may be one number."""
+    return (size, size) if isinstance(size, int) else size
+
+
+class _Column(Protocol):
+    """The settings of a network that is a column of blocks over patches."""
+
+    size: int | tuple[int, int]
+    patch: int
+    width: int
+    heads: int
+    time_features: int
+    time_embedding: TimeFeatures
+
+
+def check_column(config: _Column) -> None:
+    """ValueError unless patches tile the image and the width suits heads and position table."""
+    height, width = pair(config.size)
+    if height % config.patch or width % config.patch:
+        raise ValueError(f"size {height} x {width} is no multiple of patch {config.patch}")
+    if config.width % config.heads:
+        raise ValueError(f"width {config.width} is no multiple of heads {config.heads}")
+    if config.width % 4:
+        raise ValueError(f"width {config.width} is no multiple of 4, as the position table needs")
+    check_features(config.time_features, config.time_embedding)
+
+
+def check_features(features: int, kind: TimeFeatures) -> None:
+    """ValueError for an odd number of sines and cosines."""
+    if features % 2 and kind != "dit":
+        raise ValueError(f"time_features {features} is odd; time_embedding {kind} needs pairs")
+
+
+def check_inputs(
+    shape: tuple[int, int, int], x: Tensor, image: Tensor | None, augment: Tensor | None = None
+) -> None:
+    """ValueError unless x fits a network of ``shape`` that takes neither of the other two."""
+    if tuple(x.shape[1:]) != shape:
+        given = " x ".join(map(str, x.shape[1:]))
+        built = " x ".join(map(str, shape))
+        raise ValueError(f"image is {given}; this network was built for {built}")
+    if image is not None:
+        raise ValueError("this network takes no condition image")
+    if augment is not None:
+        raise ValueError("this network takes no augmentation label; set `augment: true`")
+
+
+def check_unlabelled(label: Tensor | None) -> None:
+    """ValueError for a label, other than "no class", to a network without classes."""
+    if label is not None and bool((label != 0).any()):
+        raise ValueError("this network has no classes; give no label")
+
+
+def xavier_uniform(network: nn.Module) -> None:
+    """Xavier-uniform weights of all linear and convolutional layers, biases 0."""
+    for layer in network.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+            nn.init.xavier_uniform_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
+def zero(layer: Any) -> None:
+    """Weight and bias 0."""
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+
+
+def close_gates(network: nn.Module) -> None:
+    """Let every adaptive block start as the identity: the "Zero" of adaLN-Zero."""
+    for block in network.modules():
+        if isinstance(block, AdaptiveBlock):
+            zero(block.modulation)

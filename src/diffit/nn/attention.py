@@ -1,0 +1,330 @@
+"""Softmax attention, the one function of this library for it; position bias; local windows."""
+
+import math
+import threading
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+OnMap = Callable[[Tensor], None]
+
+CHUNK = 1 << 19
+"""Scores computed at a time by the chunked form: 2 MiB in float32, which stay in the cache."""
+
+KEEP_BYTES = 256 << 20
+"""Attention maps of a layer up to this size are kept for the backward pass, larger ones redone."""
+
+BIAS_CACHE_BYTES = 512 << 20
+"""All gathered position biases together that inference keeps (512 px XL would need 1.9 GB)."""
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, *, on_map: OnMap | None = None
+) -> Tensor:
+    """softmax(q k^T / sqrt(d) + bias) v.
+
+    Args:
+        q, k, v: (B, heads, N, d).
+        bias: (heads, N, N) or (B, heads, N, N), first query, then key; in any float dtype.
+        on_map: receives the (B, heads, N, N) attention weights; makes them explicit.
+
+    Returns:
+        (B, heads, N, d), laid out so that joining the heads copies nothing.
+    """
+    if bias is not None:
+        bias = bias.to(q.dtype)
+    if on_map is not None:
+        weights = attention_map(q, k, bias)
+        on_map(weights.detach())
+        return weights.to(v.dtype) @ v
+    if attention_form(q, bias) == "chunked":
+        mixed: Tensor = _ChunkedAttention.apply(q, k, v, bias)
+        return mixed
+    # Fused kernels take masks of two or four axes; with three they fall back to a slow form.
+    mask = bias[None] if bias is not None and bias.ndim == 3 else bias
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+def attention_map(q: Tensor, k: Tensor, bias: Tensor | None = None) -> Tensor:
+    """(B, heads, N, N) weights softmax(q k^T / sqrt(d) + bias), in float32."""
+    scores = (q.float() * q.shape[-1] ** -0.5) @ k.float().mT
+    return torch.softmax(scores if bias is None else scores + bias.float(), dim=-1)
+
+
+def attention_form(q: Tensor, bias: Tensor | None) -> Literal["fused", "chunked"]:
+    """The faster of two exact forms of attention; the one place where they are chosen.
+
+    Fused kernels win everywhere but in two cases on the CPU: they have no gradient for a learned
+    bias, and their bfloat16 products do without oneDNN's. Measured with PyTorch 2.13 on one core
+    of an EPYC 9005, 8 images, 6 heads, 256 tokens of width 64, fused against chunked, in ms:
+    float32 forward 10.3 / 11.0; float32 forward and backward with a learned bias 42.6 / 31.0;
+    bfloat16 forward 10.4 / 4.9, forward and backward 42.8 / 13.2.
+    """
+    if q.device.type != "cpu" or torch.compiler.is_compiling():
+        return "fused"
+    learned = bias is not None and bias.requires_grad and torch.is_grad_enabled()
+    return "chunked" if learned or q.dtype == torch.bfloat16 else "fused"
+
+
+class _ChunkedAttention(torch.autograd.Function):
+    """Explicit softmax attention, some heads at a time, so that the scores stay in the cache."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+        out = torch.empty_like(q.transpose(1, 2), memory_format=torch.contiguous_format)
+        out = out.transpose(1, 2)
+        size = math.prod(q.shape[:-1]) * k.shape[-2] * q.element_size()
+        keep = any(ctx.needs_input_grad) and size <= KEEP_BYTES
+        kept = []
+        with torch.autocast("cpu", enabled=False):
+            for part in _parts(q, k):
+                weights = _weights(q, k, bias, part)
+                out[part] = weights @ v[part]
+                if keep:
+                    kept.append(weights)
+        ctx.save_for_backward(q, k, v, bias, out, *kept)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        q, k, v, bias, out, *kept = ctx.saved_tensors
+        scale = q.shape[-1] ** -0.5
+        grad_q, grad_k, grad_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+        grad_bias = torch.zeros_like(bias) if ctx.needs_input_grad[3] else None
+        # sum_j weights_ij dL/dweights_ij, without another N x N product (arXiv:2205.14135, B.4)
+        shared = (grad * out).sum(dim=-1, keepdim=True)
+        with torch.autocast("cpu", enabled=False):
+            for i, part in enumerate(_parts(q, k)):
+                weights = kept[i] if kept else _weights(q, k, bias, part)
+                grad_v[part] = weights.mT @ grad[part]
+                grad_scores = grad[part] @ v[part].mT
+                grad_scores.sub_(shared[part]).mul_(weights)
+                grad_q[part] = (grad_scores @ k[part]).mul_(scale)
+                grad_k[part] = (grad_scores.mT @ q[part]).mul_(scale)
+                if grad_bias is not None:
+                    _add_bias_gradient(grad_bias, grad_scores, part)
+        return grad_q, grad_k, grad_v, grad_bias
+
+
+Part = tuple[slice, slice]
+
+
+def _parts(q: Tensor, k: Tensor) -> Iterator[Part]:
+    """Slices (images, heads) that have about `CHUNK` scores, at least one head of one image."""
+    batch, heads = q.shape[:2]
+    each = q.shape[-2] * k.shape[-2]
+    if heads * each > CHUNK:
+        step = max(1, CHUNK // each)
+        for image in range(batch):
+            for head in range(0, heads, step):
+                yield slice(image, image + 1), slice(head, head + step)
+        return
+    step = CHUNK // (heads * each)
+    for image in range(0, batch, step):
+        yield slice(image, image + step), slice(0, heads)
+
+
+def _weights(q: Tensor, k: Tensor, bias: Tensor | None, part: Part) -> Tensor:
+    scores = (q[part] * q.shape[-1] ** -0.5) @ k[part].mT
+    if bias is not None:
+        scores += bias[part[1]] if bias.ndim == 3 else bias[part]
+    return torch.softmax(scores, dim=-1)
+
+
+def _add_bias_gradient(grad_bias: Tensor, grad_scores: Tensor, part: Part) -> None:
+    if grad_bias.ndim == 4:
+        grad_bias[part] = grad_scores
+    else:
+        grad_bias[part[1]] += grad_scores.sum(dim=0)
+
+
+class RelativeBias(nn.Module):
+    """A learned number for each head and each displacement between two tokens of a grid.
+
+    For query (a, b) and key (a', b') of an h x w grid the bias of a head is the entry
+    (a - a' + h - 1)(2w - 1) + (b - b' + w - 1) of its column of the table, the layout of Swin and
+    of the published DiffiT checkpoints.
+
+    Args:
+        grid: (rows, columns) of the token grid.
+        heads: number of attention heads.
+    """
+
+    def __init__(self, grid: tuple[int, int], heads: int) -> None:
+        super().__init__()
+        self.grid = grid
+        self.table = nn.Parameter(torch.empty((2 * grid[0] - 1) * (2 * grid[1] - 1), heads))
+        nn.init.trunc_normal_(self.table, std=0.02)
+
+    def forward(self, dtype: torch.dtype, change: Tensor | None = None) -> Tensor:
+        """The (heads, N, N) bias, or (B, heads, N, N) with a (B, *table) ``change`` added to it."""
+        if change is not None:
+            return gather_bias(self.table + change, self.grid).to(dtype)
+        if self.table.requires_grad and torch.is_grad_enabled():
+            return gather_bias(self.table, self.grid).to(dtype)
+        return _cache.get(self, dtype)
+
+
+def gather_bias(table: Tensor, grid: tuple[int, int]) -> Tensor:
+    """(..., (2h-1)(2w-1), heads) table to the (..., heads, N, N) bias, N = h w.
+
+    Rows and columns are gathered one after the other, so that no N x N index is ever needed.
+    """
+    h, w = grid
+    square = table.mT.unflatten(-1, (2 * h - 1, 2 * w - 1))
+    square = square.index_select(-1, _differences(w, table.device))
+    square = square.index_select(-2, _differences(h, table.device))
+    return rearrange(square, "... (a c) (b d) -> ... (a b) (c d)", a=h, b=w)
+
+
+def _differences(side: int, device: torch.device) -> Tensor:
+    """(side * side,) int64: a - a' + side - 1 for all a, then a'."""
+    place = torch.arange(side, device=device)
+    return (place[:, None] - place + side - 1).flatten()
+
+
+@dataclass(frozen=True)
+class _Entry:
+    bias: Tensor
+    source: Tensor
+    version: int
+    table: Tensor
+
+    def fits(self, table: Tensor, dtype: torch.dtype) -> bool:
+        same = self.source is table and self.version == table._version and self.bias.dtype == dtype
+        if not same or self.bias.device != table.device:
+            return False
+        # Writing through `.data` does not raise the version; on the CPU comparing costs nothing.
+        return table.device.type != "cpu" or torch.equal(self.table, table)
+
+
+class _BiasCache:
+    """Gathered biases of inference, one for each module, within a bound in bytes."""
+
+    def __init__(self) -> None:
+        self.entries: WeakKeyDictionary[RelativeBias, _Entry] = WeakKeyDictionary()
+        self.lock = threading.Lock()
+
+    def get(self, module: RelativeBias, dtype: torch.dtype) -> Tensor:
+        table = module.table
+        if torch.compiler.is_compiling() or table.is_inference() or table.is_meta:
+            return gather_bias(table, module.grid).to(dtype)
+        with self.lock:
+            entry = self.entries.pop(module, None)
+            if entry is None or not entry.fits(table, dtype):
+                entry = _gathered(module, dtype)
+            if self._bytes() + entry.bias.nbytes <= BIAS_CACHE_BYTES:
+                self.entries[module] = entry
+            return entry.bias
+
+    def _bytes(self) -> int:
+        return sum(entry.bias.nbytes for entry in self.entries.values())
+
+
+def _gathered(module: RelativeBias, dtype: torch.dtype) -> _Entry:
+    table = module.table
+    # A tensor made in inference mode could not be used later where gradients are taken.
+    with torch.inference_mode(False), torch.no_grad():
+        bias = gather_bias(table, module.grid).to(dtype).contiguous()
+        return _Entry(bias, table, table._version, table.detach().clone())
+
+
+_cache = _BiasCache()
+
+
+def partition(tokens: Tensor, grid: tuple[int, int], window: tuple[int, int]) -> Tensor:
+    """(B, N, C) row-major tokens of a grid to (B, G, n, C): G windows, row-major, of n tokens."""
+    return rearrange(
+        tokens,
+        "b (gh wh gw ww) c -> b (gh gw) (wh ww) c",
+        gh=grid[0] // window[0],
+        wh=window[0],
+        ww=window[1],
+        gw=grid[1] // window[1],
+    )
+
+
+def merge(windows: Tensor, grid: tuple[int, int], window: tuple[int, int]) -> Tensor:
+    """The inverse of `partition`: (B, G, n, C) to (B, N, C)."""
+    return rearrange(
+        windows,
+        "b (gh gw) (wh ww) c -> b (gh wh gw ww) c",
+        gh=grid[0] // window[0],
+        wh=window[0],
+    )
+
+
+def split_heads(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(B, N, 3 C), the axes (q/k/v, head, channel) inside, to three views (B, heads, N, C/heads)."""
+    q, k, v = qkv.unflatten(-1, (3, heads, -1)).transpose(-2, -4).unbind(-3)
+    return q, k, v
+
+
+def join_heads(mixed: Tensor) -> Tensor:
+    """(B, heads, N, d) to (B, N, heads * d)."""
+    return mixed.transpose(1, 2).flatten(2)
+
+
+class SelfAttention(nn.Module):
+    """Plain multi-head self-attention, as DiT has it.
+
+    Args:
+        width: channels C of a token; a multiple of ``heads``.
+        heads: number of attention heads.
+    """
+
+    def __init__(self, width: int, *, heads: int) -> None:
+        super().__init__()
+        check_heads(width, heads)
+        self.heads = heads
+        self.on_map: OnMap | None = None
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, tokens: Tensor, time: Tensor | None = None) -> Tensor:
+        """(B, N, C) to (B, N, C); ``time`` is ignored, so that any block may hold this layer."""
+        q, k, v = split_heads(self.qkv(tokens), self.heads)
+        mixed: Tensor = self.out(join_heads(attend(q, k, v, on_map=self.on_map)))
+        return mixed
+
+
+def check_heads(width: int, heads: int) -> None:
+    """ValueError unless ``heads`` divide ``width``."""
+    if width % heads:
+        raise ValueError(f"width ({width}) must be a multiple of heads ({heads})")
+
+
+@contextmanager
+def record_attention(
+    network: nn.Module, names: Collection[str] | None = None
+) -> Iterator[dict[str, Tensor]]:
+    """Collect the attention maps of a forward pass, by the name of the attention module.
+
+    Args:
+        network: any module that holds `TMSA` or `SelfAttention` layers.
+        names: record these modules alone; all by default.
+
+    Yields:
+        A dictionary that each forward pass fills with (B, heads, N, N) float32 weights, row i the
+        attention paid by token i. N counts the whole grid, row-major; outside the window of a
+        token its weights are 0. Recorded layers use the explicit form of attention.
+    """
+    maps: dict[str, Tensor] = {}
+    layers = {n: m for n, m in network.named_modules() if hasattr(m, "on_map")}
+    chosen = layers if names is None else {name: layers[name] for name in names}
+    for name, layer in chosen.items():
+        layer.on_map = lambda weights, name=name: maps.__setitem__(name, weights)
+    try:
+        yield maps
+    finally:
+        for layer in chosen.values():
+            layer.on_map = None

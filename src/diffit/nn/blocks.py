@@ -1,0 +1,227 @@
+"""What networks are stacked of: the MLP, transformer blocks, and the parts of a U-shape."""
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from diffit.nn.attention import SelfAttention, merge, partition
+from diffit.nn.dropout import Dropout
+from diffit.nn.norm import AdaptiveNorm, map_norm, token_norm
+from diffit.nn.tmsa import TMSA, TimeInto
+
+DropoutAt = Literal["hidden", "branches"]
+"""Where dropout acts: on the MLP's hidden units, or on what each residual branch adds."""
+
+NormOrder = Literal["norm-swish", "swish-norm"]
+
+
+class MLP(nn.Module):
+    """Linear, GELU in its tanh form, Linear (paper, Eq. 8 and Section H.2).
+
+    Args:
+        width: channels C of a token.
+        hidden: number of hidden units.
+        time_width: channels T of a time token that is added to the hidden units (Table 6, G);
+            0 for none.
+        dropout: probability of dropout on the hidden units.
+    """
+
+    def __init__(
+        self, width: int, hidden: int, *, time_width: int = 0, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.up = nn.Linear(width, hidden)
+        self.up_time = nn.Linear(time_width, hidden) if time_width else None
+        self.dropout = Dropout(dropout)
+        self.down = nn.Linear(hidden, width)
+
+    def forward(
+        self, tokens: Tensor, time: Tensor | None = None, keys: Tensor | None = None
+    ) -> Tensor:
+        """(B, ..., C) tokens, (B, T) time if it was asked for, dropout keys, to (B, ..., C)."""
+        hidden = self.up(tokens)
+        if self.up_time is not None:
+            hidden = hidden + _over(self.up_time(time), hidden)
+        hidden = self.dropout(F.gelu(hidden, approximate="tanh"), keys)
+        out: Tensor = self.down(hidden)
+        return out
+
+
+class TransformerBlock(nn.Module):
+    """x + attention(norm(x), time), then x + MLP(norm(x)) (paper, Eq. 7-8).
+
+    Args:
+        attention: `TMSA` or `SelfAttention`, called with tokens and time.
+        width: channels C of a token.
+        hidden: hidden units of the MLP.
+        affine: learned scale and shift in the two layer norms.
+        mlp_time: channels T of a time token for the MLP; 0 for none.
+        dropout: probability of dropout.
+        dropout_at: where it acts.
+    """
+
+    def __init__(
+        self,
+        attention: TMSA | SelfAttention,
+        width: int,
+        *,
+        hidden: int,
+        affine: bool = False,
+        mlp_time: int = 0,
+        dropout: float = 0.0,
+        dropout_at: DropoutAt = "hidden",
+    ) -> None:
+        super().__init__()
+        within, after = (dropout, 0.0) if dropout_at == "hidden" else (0.0, dropout)
+        self.norm1 = token_norm(width, affine=affine)
+        self.attention = attention
+        self.dropout1 = Dropout(after)
+        self.norm2 = token_norm(width, affine=affine)
+        self.mlp = MLP(width, hidden, time_width=mlp_time, dropout=within)
+        self.dropout2 = Dropout(after)
+
+    def forward(self, tokens: Tensor, time: Tensor, keys: Tensor | None = None) -> Tensor:
+        """(B, ..., C) tokens, (B, T) time and (B,) dropout keys to (B, ..., C)."""
+        tokens = tokens + self.dropout1(self.attention(self.norm1(tokens), time), keys)
+        return tokens + self.dropout2(self.mlp(self.norm2(tokens), time, keys), keys)
+
+
+class AdaptiveBlock(nn.Module):
+    """Transformer block with adaLN-Zero: the condition shifts, scales and gates (arXiv:2212.09748).
+
+    Args:
+        attention: `SelfAttention`, or a `TMSA` that knows no time.
+        width: channels C of a token.
+        time_width: channels T of the condition.
+        hidden: hidden units of the MLP.
+        dropout: probability of dropout.
+        dropout_at: where it acts.
+    """
+
+    def __init__(
+        self,
+        attention: TMSA | SelfAttention,
+        width: int,
+        time_width: int,
+        *,
+        hidden: int,
+        dropout: float = 0.0,
+        dropout_at: DropoutAt = "hidden",
+    ) -> None:
+        super().__init__()
+        within, after = (dropout, 0.0) if dropout_at == "hidden" else (0.0, dropout)
+        self.modulation = nn.Linear(time_width, 6 * width)
+        self.norm1 = AdaptiveNorm(width)
+        self.attention = attention
+        self.dropout1 = Dropout(after)
+        self.norm2 = AdaptiveNorm(width)
+        self.mlp = MLP(width, hidden, dropout=within)
+        self.dropout2 = Dropout(after)
+
+    def forward(self, tokens: Tensor, time: Tensor, keys: Tensor | None = None) -> Tensor:
+        """(B, ..., C) tokens, (B, T) condition and (B,) dropout keys to (B, ..., C)."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(F.silu(time)).chunk(
+            6, dim=-1
+        )
+        branch = self.attention(self.norm1(tokens, shift1, scale1), time)
+        tokens = torch.addcmul(tokens, _over(gate1, tokens), self.dropout1(branch, keys))
+        branch = self.mlp(self.norm2(tokens, shift2, scale2), None, keys)
+        return torch.addcmul(tokens, _over(gate2, tokens), self.dropout2(branch, keys))
+
+
+def diffit_block(
+    width: int,
+    time_width: int,
+    *,
+    heads: int,
+    grid: tuple[int, int],
+    window: tuple[int, int] | None = None,
+    hidden: int,
+    time_into: TimeInto = "qkv",
+    affine: bool = False,
+    dropout: float = 0.0,
+    dropout_at: DropoutAt = "hidden",
+) -> TransformerBlock | AdaptiveBlock:
+    """DiffiT's transformer block, or the ablation of it that ``time_into`` names."""
+    attention = TMSA(width, time_width, heads=heads, grid=grid, window=window, time_into=time_into)
+    if time_into == "norm":
+        return AdaptiveBlock(
+            attention, width, time_width, hidden=hidden, dropout=dropout, dropout_at=dropout_at
+        )
+    return TransformerBlock(
+        attention,
+        width,
+        hidden=hidden,
+        affine=affine,
+        mlp_time=time_width if time_into == "mlp" else 0,
+        dropout=dropout,
+        dropout_at=dropout_at,
+    )
+
+
+class NormConv(nn.Module):
+    """3x3 convolution of the activated, normalised feature map (paper, Eq. 9).
+
+    Args:
+        channels, out: channels before and after.
+        groups: wanted groups of the group norm, see `map_norm`.
+        order: GN then Swish, as Eq. 9 has it, or Swish then GN, as Figure 4 labels its box.
+    """
+
+    def __init__(
+        self, channels: int, out: int, *, groups: int, order: NormOrder = "norm-swish"
+    ) -> None:
+        super().__init__()
+        self.norm = map_norm(channels, groups=groups)
+        self.conv = nn.Conv2d(channels, out, 3, padding=1)
+        self.order = order
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, out, H, W)."""
+        x = F.silu(self.norm(x)) if self.order == "norm-swish" else self.norm(F.silu(x))
+        convolved: Tensor = self.conv(x)
+        return convolved
+
+
+def downsample(channels: int, kind: Literal["conv", "bilinear"]) -> nn.Module:
+    """Halve a feature map: 3x3 convolution with stride 2, or bilinear, the mean of 2 x 2 pixels."""
+    if kind == "conv":
+        return nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+    return nn.Upsample(scale_factor=0.5, mode="bilinear")
+
+
+def upsample(channels: int, kind: Literal["nearest", "transposed"]) -> nn.Module:
+    """Double a feature map: nearest neighbour and 3x3 convolution, or 4x4 transposed convolution."""
+    if kind == "transposed":
+        return nn.ConvTranspose2d(channels, channels, 4, stride=2, padding=1)
+    return nn.Sequential(
+        nn.Upsample(scale_factor=2, mode="nearest"), nn.Conv2d(channels, channels, 3, padding=1)
+    )
+
+
+def to_windows(x: Tensor, window: tuple[int, int]) -> Tensor:
+    """(B, C, H, W) feature map to (B, G, n, C) tokens in local windows."""
+    return partition(x.permute(0, 2, 3, 1).flatten(1, 2), (x.shape[2], x.shape[3]), window)
+
+
+def from_windows(windows: Tensor, grid: tuple[int, int], window: tuple[int, int]) -> Tensor:
+    """The inverse of `to_windows`; the result lies in memory channels last."""
+    return merge(windows, grid, window).unflatten(1, grid).permute(0, 3, 1, 2)
+
+
+def run(block: nn.Module, *inputs: Any, checkpointed: bool) -> Tensor:
+    """block(*inputs); when checkpointed, its activations are redone in the backward pass."""
+    if checkpointed and torch.is_grad_enabled():
+        # Blocks draw no random numbers (dropout is a function of keys): no state to keep.
+        result: Tensor = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
+    else:
+        result = block(*inputs)
+    return result
+
+
+def _over(rows: Tensor, tokens: Tensor) -> Tensor:
+    """(B, C) rows with unit axes, to act on (B, ..., C) tokens."""
+    return rows.view(len(tokens), *(1,) * (tokens.ndim - 2), -1)

@@ -1,0 +1,34 @@
+"""Normalisation: layer norm of tokens, group norm of feature maps, adaptive layer norm."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+EPS = 1e-6
+
+
+def token_norm(width: int, *, affine: bool) -> nn.LayerNorm:
+    """Layer norm over the channels of a token, with or without learned scale and shift."""
+    return nn.LayerNorm(width, eps=EPS, elementwise_affine=affine)
+
+
+def map_norm(channels: int, *, groups: int) -> nn.GroupNorm:
+    """Group norm of a feature map, in gcd(channels, groups) groups.
+
+    Narrow networks so keep the setting of wide ones: 48 channels make 16 groups, not 32.
+    """
+    return nn.GroupNorm(math.gcd(channels, groups), channels, eps=EPS)
+
+
+class AdaptiveNorm(nn.Module):
+    """Layer norm whose scale and shift are handed in, one of each per sample (adaLN of DiT)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = token_norm(width, affine=False)
+
+    def forward(self, tokens: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+        """(B, ..., C) tokens, (B, C) shift and scale: norm(tokens) (1 + scale) + shift."""
+        over = (len(tokens), *(1,) * (tokens.ndim - 2), -1)
+        return torch.addcmul(shift.view(over), self.norm(tokens), 1 + scale.view(over))
