@@ -1,0 +1,164 @@
+"""D(x, sigma, label): the one function through which every network is used."""
+
+import itertools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from diffit.diffusion.formulation import Formulation, Scalings
+from diffit.distributed import double
+
+Denoise = Callable[[Tensor, Tensor], Tensor]
+"""(x, sigma) to the estimate of the clean image: label and guidance inside."""
+
+
+class Estimate(NamedTuple):
+    """What a network with learned variance says about the clean image.
+
+    Attributes:
+        clean: (B, C, H, W) expected clean image.
+        fraction: (B, C, H, W) where the log variance of a step lies between its lower bound (0)
+            and its upper bound (1); see `diffit.diffusion.posterior.log_variance`.
+    """
+
+    clean: Tensor
+    fraction: Tensor
+
+
+Estimator = Callable[[Tensor, Tensor], Estimate]
+"""(x, sigma) to an `Estimate`: label and guidance inside."""
+
+
+class Denoiser(nn.Module):
+    """Expected clean image, given x = clean + sigma * noise.
+
+    The scalings are computed in float64 and applied in the precision of x; the network runs in
+    its own precision and is told the time in float32.
+
+    Args:
+        network: (x, time, label, image, augment=, keys=) to its raw prediction.
+        formulation: what the network sees and predicts.
+    """
+
+    def __init__(self, network: nn.Module, formulation: Formulation) -> None:
+        super().__init__()
+        self.network = network
+        self.formulation = formulation
+
+    def forward(
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        label: Tensor | None = None,
+        image: Tensor | None = None,
+        *,
+        augment: Tensor | None = None,
+        keys: Tensor | None = None,
+    ) -> Tensor:
+        """The clean image.
+
+        Args:
+            x: (B, C, H, W), any floating dtype.
+            sigma: () or (B,), above 0; kept on the CPU it costs the accelerator no wait.
+            label: (B,) int64 class, or None for no class.
+            image: condition image, for networks that take one.
+            augment: (B, 9) label of the augmentation in training, None for none.
+            keys: (B,) int64 dropout keys in training, None for no dropout.
+
+        Returns:
+            (B, C, H, W) in the dtype of x.
+        """
+        scalings = self._scalings(sigma)
+        raw = self._raw(x, scalings, label, image, augment, keys)
+        return self._clean(x, raw, scalings)
+
+    def estimate(
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        label: Tensor | None = None,
+        image: Tensor | None = None,
+        *,
+        augment: Tensor | None = None,
+        keys: Tensor | None = None,
+    ) -> Estimate:
+        """The clean image and the learned variance; arguments as in `forward`."""
+        if not self.formulation.learned_variance:
+            raise ValueError(
+                "this network has learned no variance; take the sampler 'ancestral', which needs "
+                "none, or a model with formulation.learned_variance"
+            )
+        scalings = self._scalings(sigma)
+        raw = self._raw(x, scalings, label, image, augment, keys)
+        return Estimate(self._clean(x, raw, scalings), (raw[:, x.shape[1] :] + 1) / 2)
+
+    def raw(
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        label: Tensor | None = None,
+        image: Tensor | None = None,
+        *,
+        augment: Tensor | None = None,
+        keys: Tensor | None = None,
+    ) -> Tensor:
+        """The network's own output F(inp * x, time), (B, C or 2 C, H, W), in the dtype of x."""
+        return self._raw(x, self._scalings(sigma), label, image, augment, keys)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the network: of its first floating weight, float32 if it has none."""
+        for tensor in itertools.chain(self.network.parameters(), self.network.buffers()):
+            if tensor.is_floating_point():
+                return tensor.dtype
+        return torch.float32
+
+    def _scalings(self, sigma: Tensor) -> Scalings:
+        return self.formulation.scalings(sigma.to(double(sigma.device)))
+
+    def _raw(
+        self,
+        x: Tensor,
+        scalings: Scalings,
+        label: Tensor | None,
+        image: Tensor | None,
+        augment: Tensor | None,
+        keys: Tensor | None,
+    ) -> Tensor:
+        _refuse_label(self.network, label)
+        # In bf16 the step indices 0..999 would collapse to 507 values: time stays float32.
+        time = scalings.noise.to(torch.float32).to(x.device).expand(len(x))
+        raw: Tensor = self.network(
+            (over(scalings.inp, x) * x).to(self.dtype),
+            time,
+            label,
+            None if image is None else image.to(self.dtype),
+            augment=augment,
+            keys=keys,
+        )
+        expected = x.shape[1] * (2 if self.formulation.learned_variance else 1)
+        if raw.shape[1] != expected:
+            raise ValueError(
+                f"the network answers with {raw.shape[1]} channels for an image of {x.shape[1]}, "
+                f"expected {expected}: learned_variance of network and formulation must agree"
+            )
+        return raw.to(x.dtype)
+
+    def _clean(self, x: Tensor, raw: Tensor, scalings: Scalings) -> Tensor:
+        return over(scalings.skip, x) * x + over(scalings.out, x) * raw[:, : x.shape[1]]
+
+
+def over(coefficient: Tensor, x: Tensor) -> Tensor:
+    """A () or (B,) coefficient in the dtype of x, shaped so that it multiplies (B, ...) x."""
+    coefficient = coefficient.to(x.dtype)
+    if coefficient.ndim == 0 and coefficient.device.type == "cpu":
+        return coefficient  # enters a kernel as a number: no copy to the device, no wait
+    return coefficient.to(x.device).reshape(-1, *[1] * (x.ndim - 1))
+
+
+def _refuse_label(network: nn.Module, label: Tensor | None) -> None:
+    config = getattr(network, "config", None)
+    if label is not None and config is not None and not config.classes:
+        raise ValueError("this network was trained without classes; call it without a label")

@@ -1,0 +1,168 @@
+"""One loss for every formulation, the bound of a learned variance, and weights by noise level."""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from diffit.diffusion.denoiser import Denoiser, over
+from diffit.diffusion.formulation import Formulation
+from diffit.diffusion.posterior import (
+    gaussian_kl,
+    log_variance,
+    log_variance_bounds,
+    pixel_nll,
+)
+from diffit.distributed import double
+
+LossWeight = Callable[[Tensor], Tensor]
+"""(B,) sigma to the (B,) weight of the squared error in the network's own space."""
+
+
+class Loss(NamedTuple):
+    """Means over channels and pixels, (B,) each.
+
+    Attributes:
+        total: weighted mse, plus the bound if there is one.
+        mse: mean square of F - target, unweighted.
+        bound: variational bound in bits per dimension; None without learned variance.
+    """
+
+    total: Tensor
+    mse: Tensor
+    bound: Tensor | None
+
+
+def denoising_loss(
+    denoiser: Denoiser,
+    clean: Tensor,
+    noise: Tensor,
+    sigma: Tensor,
+    label: Tensor | None = None,
+    image: Tensor | None = None,
+    *,
+    weight: LossWeight | None = None,
+    augment: Tensor | None = None,
+    keys: Tensor | None = None,
+) -> Loss:
+    """Loss of each image of a batch; in every row of the table it is the paper's own.
+
+    Args:
+        clean: (B, C, H, W) images.
+        noise: (B, C, H, W) unit-normal draws.
+        sigma: (B,) noise levels; float64 on the CPU is best.
+        label, image, augment, keys: as in `Denoiser.forward`.
+        weight: multiplies the squared error, see `LOSS_WEIGHTS`; the bound is not weighted.
+    """
+    sigma = sigma.to(double(sigma.device))
+    x = clean + over(sigma, clean) * noise
+    raw = denoiser.raw(x, sigma, label, image, augment=augment, keys=keys)
+    channels = clean.shape[1]
+    prediction, rest = raw[:, :channels], raw[:, channels:]
+    target = network_target(denoiser.formulation, clean, noise, sigma)
+    mse = _per_image((prediction - target) ** 2)
+    total = mse if weight is None else weight(sigma).to(mse) * mse
+    if not denoiser.formulation.learned_variance:
+        return Loss(total, mse, None)
+    # The bound teaches the variance alone: it is too noisy a teacher for the mean.
+    still, fraction = prediction.detach(), (rest + 1) / 2
+    bound = variational_bound(denoiser.formulation, clean, noise, sigma, still, fraction)
+    return Loss(total + bound, mse, bound)
+
+
+def network_target(formulation: Formulation, clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+    """What F should say, (B, C, H, W).
+
+    ((1 - skip) / out) clean - (skip sigma / out) noise, the coefficients in float64: the form
+    (clean - skip x) / out would lose its digits at small sigma.
+    """
+    skip, out, _, _ = formulation.scalings(sigma.to(double(sigma.device)))
+    return over((1 - skip) / out, clean) * clean - over(skip * sigma / out, clean) * noise
+
+
+def variational_bound(
+    formulation: Formulation,
+    clean: Tensor,
+    noise: Tensor,
+    sigma: Tensor,
+    prediction: Tensor,
+    fraction: Tensor,
+) -> Tensor:
+    """One term of the variational bound, in bits per dimension (arXiv:2006.11239, Eq. 5).
+
+    KL of the step's true posterior from the learned one; at the lowest level the likelihood of
+    the pixels. Times the number of steps it estimates the whole bound (without its prior term).
+
+    Args:
+        formulation: one with discrete levels; sigma lies on them.
+        prediction: (B, C, H, W) the network's F.
+        fraction: (B, C, H, W) place of the log variance between its bounds, see `Estimate`.
+
+    Returns:
+        (B,)
+    """
+    sigma = sigma.to(double(sigma.device))
+    lower, above = _neighbours(formulation, sigma)
+    low, high = log_variance_bounds(sigma, lower, above)
+    learned = log_variance(fraction, over(low, clean), over(high, clean))
+
+    target = network_target(formulation, clean, noise, sigma)
+    # The error of the estimate, without the cancellation in estimate - clean.
+    error = over(formulation.scalings(sigma).out, clean) * (prediction - target)
+    kl = gaussian_kl(over(1 - (lower / sigma) ** 2, clean) * error, over(low, clean), learned)
+    nll = pixel_nll(clean, clean + error, learned)
+    return _per_image(torch.where(over(lower, clean) == 0, nll, kl)) / math.log(2)
+
+
+def unweighted(formulation: Formulation) -> LossWeight:
+    """1 everywhere: the row's own loss."""
+    return torch.ones_like
+
+
+def min_snr(formulation: Formulation, *, gamma: float = 5.0) -> LossWeight:
+    """Min-SNR (arXiv:2303.09556): weight min(1 / sigma^2, gamma) of the clean image's error.
+
+    The error of the clean image is out^2 times that of the network, so this is min(SNR, gamma) /
+    SNR for noise prediction and min(SNR, gamma) / (SNR + 1) for v, as in the paper.
+    """
+
+    def weight(sigma: Tensor) -> Tensor:
+        return formulation.scalings(sigma).out ** 2 * (sigma**-2).clamp(max=gamma)
+
+    return weight
+
+
+def p2(formulation: Formulation, *, k: float = 1.0, gamma: float = 1.0) -> LossWeight:
+    """P2 (arXiv:2204.00227): weight 1 / (k + SNR)^gamma of the noise's error, SNR = 1 / sigma^2.
+
+    The error of the noise is out^2 / sigma^2 times that of the network.
+    """
+
+    def weight(sigma: Tensor) -> Tensor:
+        return (formulation.scalings(sigma).out / sigma) ** 2 * (k + sigma**-2) ** -gamma
+
+    return weight
+
+
+LOSS_WEIGHTS: dict[str, Callable[..., LossWeight]] = {
+    "none": unweighted,
+    "min-snr": min_snr,
+    "p2": p2,
+}
+"""Name: a function of the formulation (and keywords of its own) that makes a weight."""
+
+
+def _neighbours(formulation: Formulation, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """The trained levels below (0 at the end) and above each sigma."""
+    if formulation.levels is None:
+        raise ValueError(f"formulation {formulation.name} has no steps, so its bound has no terms")
+    rungs = formulation.levels.to(sigma)
+    step = (rungs.log() - sigma.log()[:, None]).abs().argmin(1)
+    padded = torch.cat([rungs.new_zeros(1), rungs])
+    return padded[step], rungs[(step + 1).clamp(max=len(rungs) - 1)]
+
+
+def _per_image(x: Tensor) -> Tensor:
+    return x.flatten(1).mean(1)

@@ -1,0 +1,160 @@
+"""Predictor-corrector sampling and annealed Langevin dynamics (arXiv:2011.13456, 1907.05600).
+
+The score of x at a level is (clean - x) / sigma^2. A Langevin step keeps x at its level, a
+predictor takes it to the next.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from diffit.diffusion.denoiser import Denoise, over
+from diffit.samplers.steps import Noise, posterior_mean, walk
+
+
+class Move(NamedTuple):
+    """Where a predictor goes without its noise, and how much noise it adds."""
+
+    mean: Tensor
+    std: float
+
+
+Predictor = Callable[[Tensor, Tensor, Tensor, Tensor], Move]
+"""(x, clean, sigma, lower) to a `Move`."""
+
+
+def reverse_diffusion(x: Tensor, clean: Tensor, sigma: Tensor, lower: Tensor) -> Move:
+    """The reverse SDE in this coordinate, its noise undone as it was added: sigma^2 - lower^2."""
+    mean = posterior_mean(x, clean, sigma, lower)
+    return Move(mean, math.sqrt(float(sigma) ** 2 - float(lower) ** 2))
+
+
+def ancestral_move(x: Tensor, clean: Tensor, sigma: Tensor, lower: Tensor) -> Move:
+    """DDPM's posterior, which adds a little less noise."""
+    mean = posterior_mean(x, clean, sigma, lower)
+    return Move(mean, float(lower) * math.sqrt(1 - float(lower / sigma) ** 2))
+
+
+def euler_maruyama(
+    *,
+    signal: Callable[[Tensor], Tensor],
+    rate: Callable[[Tensor], Tensor],
+    diffusion: Callable[[Tensor], Tensor],
+    duration: float,
+) -> Predictor:
+    """The published step of the reverse SDE, which lives in x_t = a x.
+
+    Args:
+        signal: sigma to a, `Formulation.signal`.
+        rate: sigma to f, where the forward SDE is dx_t = f x_t dt + g dw.
+        diffusion: sigma to g.
+        duration: dt of a step, 1 / N.
+    """
+
+    def predict(x: Tensor, clean: Tensor, sigma: Tensor, lower: Tensor) -> Move:
+        here, there = float(signal(sigma)), float(signal(lower))
+        f, g = float(rate(sigma)), float(diffusion(sigma))
+        score = (clean - x) / (here * float(sigma) ** 2)
+        mean = here * x - (f * here * x - g**2 * score) * duration
+        return Move(mean / there, g * math.sqrt(duration) / there)
+
+    return predict
+
+
+@torch.no_grad()
+def predictor_corrector(
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Tensor,
+    *,
+    noise: Noise,
+    corrections: int = 1,
+    snr: float = 0.16,
+    predict: Predictor = reverse_diffusion,
+    factor: Callable[[Tensor], Tensor] | None = None,
+    norm: Literal["image", "batch"] = "image",
+) -> Tensor:
+    """At each level Langevin steps, then one step of a predictor (arXiv:2011.13456, Algorithm 1).
+
+    Args:
+        denoise: (x, sigma) to the estimate of the clean image; guidance already inside.
+        x: (B, C, H, W), distributed as clean + sigmas[0] * noise.
+        sigmas: (S + 1,), decreasing; the last may be 0.
+        noise: the next unit-normal draw.
+        corrections: Langevin steps at each level.
+        snr: r, how long a Langevin step is against the norm of its noise.
+        predict: takes x from one level to the next.
+        factor: sigma to a factor of the squared step, 1 - beta in the published VP code.
+        norm: of each image, or of the batch on average as in the published code; the latter makes
+            an image depend on the others, and is for comparison with that code alone.
+
+    Returns:
+        x at sigmas[-1], the last step without its noise. Takes S (corrections + 1) evaluations.
+    """
+    if corrections < 0 or snr <= 0:
+        raise ValueError(f"corrections ({corrections}) must not be negative, snr ({snr:g}) above 0")
+    mean = x
+    for sigma, lower in walk(sigmas):
+        scale = 1.0 if factor is None else float(factor(sigma))
+        for _ in range(corrections):
+            score = (denoise(x, sigma) - x) / float(sigma) ** 2
+            x = _langevin_step(x, score, noise(), snr=snr, scale=scale, norm=norm)
+        mean, std = predict(x, denoise(x, sigma), sigma, lower)
+        x = mean + std * noise() if lower > 0 else mean
+    return mean
+
+
+def langevin_step(x: Tensor, score: Tensor, noise: Tensor, step: Tensor) -> Tensor:
+    """x + step score + sqrt(2 step) noise; ``step`` is () or (B,)."""
+    return x + over(step, x) * score + over((2 * step).sqrt(), x) * noise
+
+
+@torch.no_grad()
+def annealed_langevin(
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Tensor,
+    *,
+    noise: Noise,
+    corrections: int = 5,
+    step: float = 6.2e-6,
+) -> Tensor:
+    """Langevin steps alone, at ever lower levels (arXiv:1907.05600, Algorithm 1).
+
+    Args:
+        denoise, x, sigmas, noise: as in `predictor_corrector`. If sigmas ends with 0, the last
+            state is denoised once; else it is returned as it is.
+        corrections: steps at each level.
+        step: of the lowest level above 0; it grows with sigma squared.
+
+    Returns:
+        x at sigmas[-1].
+    """
+    levels = [sigma for sigma, _ in walk(sigmas)]
+    ends_at_zero = bool(sigmas[-1] == 0)
+    if not ends_at_zero:
+        levels.append(sigmas[-1].cpu())
+    for sigma in levels:
+        length = step * (sigma / levels[-1]) ** 2
+        for _ in range(corrections):
+            score = (denoise(x, sigma) - x) / float(sigma) ** 2
+            x = langevin_step(x, score, noise(), length)
+    return denoise(x, levels[-1]) if ends_at_zero else x
+
+
+def _langevin_step(
+    x: Tensor,
+    score: Tensor,
+    noise: Tensor,
+    *,
+    snr: float,
+    scale: float,
+    norm: Literal["image", "batch"],
+) -> Tensor:
+    length = noise.flatten(1).norm(dim=1) / score.flatten(1).norm(dim=1)
+    if norm == "batch":
+        length = noise.flatten(1).norm(dim=1).mean() / score.flatten(1).norm(dim=1).mean()
+    return langevin_step(x, score, noise, 2 * scale * (snr * length) ** 2)
