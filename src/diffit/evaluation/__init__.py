@@ -1,1 +1,233 @@
-"""To be described by its author."""
+"""Evaluation: distances between samples and a reference, with a passport for every figure.
+
+    passport = evaluate(samples, reference, features=open_features("digits-cnn"))
+    passport.value("fd")
+
+Nothing here knows of models: samples are images, from files or from memory.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffit.data import Dataset
+from diffit.evaluation.features import Extractor, open_features
+from diffit.evaluation.figures import (
+    MANIFOLD,
+    METRICS,
+    Draws,
+    accuracy_figure,
+    frechet_figure,
+    kid_figure,
+    manifold_figures,
+)
+from diffit.evaluation.measuring import GROUPS, Measured, Progress, measure
+from diffit.evaluation.moments import Gaussian
+from diffit.evaluation.passport import FeatureInfo, Figure, Images, Passport, versions
+from diffit.evaluation.planning import EvaluationConfig, Plan, plan
+from diffit.evaluation.protocols import Statistics
+
+__all__ = [
+    "METRICS",
+    "EvaluationConfig",
+    "Figure",
+    "Passport",
+    "Plan",
+    "Statistics",
+    "compare",
+    "evaluate",
+    "measure_samples",
+    "open_features",
+    "plan",
+]
+
+FEW = 10_000
+"""Fewer samples than this, and the bias of a Frechet distance shows in its first digits."""
+
+
+def evaluate(
+    samples: Dataset,
+    reference: Dataset | Statistics,
+    *,
+    features: Extractor,
+    config: EvaluationConfig | None = None,
+    samples_path: str = "",
+    reference_path: str = "",
+    generation: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> Passport:
+    """Measure samples against a reference; UsageError if that cannot be done as asked.
+
+    Args:
+        samples: generated images; their labels serve the accuracy.
+        reference: real images of the same shape, or statistics of their features.
+        features: what turns images into vectors, from `open_features`.
+        config: which figures, and how.
+        samples_path: where the samples came from, for the passport; likewise ``reference_path``.
+        generation: how the samples were drawn, for the passport.
+        progress: called after every batch.
+    """
+    what = plan(samples, reference, features, config or EvaluationConfig())
+    ours = measure_samples(what, samples, path=samples_path, progress=progress)
+    return compare(
+        what,
+        ours,
+        reference,
+        path=reference_path,
+        generation=generation or {},
+        progress=progress,
+    )
+
+
+def measure_samples(
+    what: Plan,
+    samples: Dataset,
+    *,
+    path: str = "",
+    spatial: bool = False,
+    progress: Progress | None = None,
+) -> Measured:
+    """One pass over the samples, which remembers what the figures and their intervals need."""
+    config, bootstrap = what.config, what.bootstraps(len(samples))
+    return measure(
+        samples,
+        what.features,
+        path=path,
+        keep=config.keep if what.pairs or (config.draws and bootstrap) else 0,
+        groups=GROUPS if config.draws and not bootstrap else 1,
+        spatial=spatial,
+        batch=config.batch,
+        seed=config.seed,
+        name="samples",
+        progress=progress,
+    )
+
+
+def compare(
+    what: Plan,
+    ours: Measured,
+    reference: Dataset | Statistics,
+    *,
+    path: str = "",
+    generation: Mapping[str, Any],
+    progress: Progress | None = None,
+) -> Passport:
+    """The passport of measured samples against a reference, which is measured as far as needed."""
+    known = reference if isinstance(reference, Statistics) else None
+    images = known.images if known else reference
+    theirs: Measured | None = None
+    if images is not None and not isinstance(images, Statistics) and (what.pairs or not known):
+        theirs = measure(
+            images,
+            what.features,
+            path=path,
+            keep=what.config.keep if what.pairs else 0,
+            groups=1,
+            batch=what.config.batch,
+            seed=what.config.seed,
+            name="reference",
+            progress=progress,
+        )
+    return Passport(
+        figures=_figures(what, ours, theirs, known),
+        samples=_side(ours),
+        reference=_known_side(known) if known else _side(theirs),
+        features=_feature_info(what.features),
+        generation=dict(generation),
+        seed=what.config.seed,
+        versions=versions(),
+        notes=tuple(_notes(what, ours, theirs, known)),
+    )
+
+
+def _figures(
+    what: Plan, ours: Measured, theirs: Measured | None, known: Statistics | None
+) -> tuple[Figure, ...]:
+    config, features = what.config, what.features
+    draws = Draws(config.draws, config.seed, config.kid_subset, config.kid_subsets)
+    figures = {}
+    if "fd" in what.metrics:
+        pool, count = _reference_moments(theirs, known)
+        figures["fd"] = frechet_figure(ours, pool, count, features, draws)
+    if what.pairs:
+        kept = _needed(ours.kept), _needed(theirs.kept if theirs else None)
+        if "kid" in what.metrics:
+            figures["kid"] = kid_figure(*kept, features, draws)
+        if set(what.metrics) & set(MANIFOLD):
+            figures |= manifold_figures(*kept, features, draws)
+    if "accuracy" in what.metrics:
+        # Classes meet by name: the classifier's numbers need not be the samples'.
+        numbers = torch.tensor([features.classes.index(name) for name in ours.classes])
+        wanted = numbers[_needed(ours.labels)]
+        figures["accuracy"] = accuracy_figure(_needed(ours.predicted), wanted, features, draws)
+    return tuple(figures[metric] for metric in what.metrics)
+
+
+def _reference_moments(
+    theirs: Measured | None, known: Statistics | None
+) -> tuple[Gaussian, int | None]:
+    if known is not None:
+        return known.pool, known.count
+    if theirs is None:
+        raise ValueError("a reference is needed: images or statistics")
+    return theirs.pool, theirs.count
+
+
+def _side(side: Measured | None) -> Images:
+    if side is None:
+        raise ValueError("a reference is needed: images or statistics")
+    return Images(path=side.path, kind="images", count=side.count, shape=side.shape, hash=side.hash)
+
+
+def _known_side(known: Statistics) -> Images:
+    return Images(
+        path=known.path, kind="statistics", count=known.count, shape=None, hash=known.hash
+    )
+
+
+def _feature_info(features: Extractor) -> FeatureInfo:
+    return FeatureInfo(
+        name=features.name,
+        dims=features.dims,
+        hash=features.hash,
+        protocol=features.protocol,
+        resize=features.resize,
+    )
+
+
+def _notes(
+    what: Plan, ours: Measured, theirs: Measured | None, known: Statistics | None
+) -> list[str]:
+    features = what.features
+    notes = list(features.notes)
+    if "fd" in what.metrics and ours.count <= features.dims:
+        notes.append(
+            f"{ours.count} samples are too few for {features.dims} dimensions: their covariance "
+            f"is singular, and {features.distance} is far too large"
+        )
+    elif "fd" in what.metrics and ours.count < FEW:
+        notes.append(
+            f"{features.distance} of {ours.count} samples is biased upward; compare it only with "
+            "figures from as many"
+        )
+    for name, side in (("samples", ours), ("reference images", theirs)):
+        if side is not None and side.kept is not None and len(side.kept) < side.count:
+            notes.append(
+                f"KID and neighbourhoods use {len(side.kept)} random ones of {side.count} {name}"
+            )
+    if known is not None and not known.features:
+        notes.append(
+            "the reference statistics do not say which features they are of, nor how images "
+            "were resized; only their dimensions fit"
+        )
+    if theirs is not None and theirs.hash == ours.hash:
+        notes.append("samples and reference are the same images")
+    return notes
+
+
+def _needed(value: Tensor | None) -> Tensor:
+    if value is None:
+        raise ValueError("the pass over the images did not keep what this figure needs")
+    return value

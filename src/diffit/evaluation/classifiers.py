@@ -8,6 +8,7 @@ import json
 from importlib.resources import files
 from pathlib import Path
 
+import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
@@ -41,6 +42,8 @@ class ClassifierConfig(Settings):
 class Classifier(nn.Module):
     """(B, C, H, W) uint8 images to (B, D) features and (B, K) logits."""
 
+    scale: Tensor
+
     def __init__(self, config: ClassifierConfig) -> None:
         super().__init__()
         self.config = config
@@ -56,13 +59,15 @@ class Classifier(nn.Module):
         self.pooled = min(side, 2)
         self.hidden = nn.Linear(width * self.pooled**2, config.features)
         self.out = nn.Linear(config.features, len(config.classes))
+        # Brings the features' mean variance on the training images to 1, for readable distances.
+        self.register_buffer("scale", torch.ones(()))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(B, C, H, W) uint8 of any size and 1 or 3 channels to features and logits."""
         x = self.stages(self.prepare(images))
         x = F.adaptive_avg_pool2d(x, self.pooled).flatten(1)
-        features = self.hidden(x)
-        return features, self.out(F.gelu(features))
+        hidden = self.hidden(x)
+        return hidden * self.scale, self.out(F.gelu(hidden))
 
     def prepare(self, images: Tensor) -> Tensor:
         """uint8 images as this classifier sees them: float32 in [-1, 1], its size and channels."""
@@ -90,4 +95,3 @@ def load_classifier(path: Path) -> tuple[Classifier, str]:
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path} is no classifier of this package ({error})") from None
     return network.eval(), file_sha256(path)
-

@@ -15,12 +15,10 @@ from diffit.evaluation.distances import frechet
 from diffit.evaluation.moments import Gaussian, Moments, merged
 
 LEVEL = 0.95
-GROUPS = 10
-"""Groups of the jackknife."""
 Z = 1.959964
 """Quantile of the normal distribution at `LEVEL`."""
 T_9 = 2.262157
-"""Quantile of Student's distribution with `GROUPS` - 1 degrees of freedom at `LEVEL`."""
+"""Quantile of Student's distribution with 9 degrees of freedom at `LEVEL`, for ten groups."""
 
 
 class Interval(Settings):
@@ -129,5 +127,3 @@ def _unanimous(value: float, count: int) -> Interval:
 
 def _tails() -> Tensor:
     return torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=torch.float64)
-
-

@@ -29,7 +29,8 @@ class Gaussian:
         # of the largest, would add up over the missing ranks.
         noise = values.abs().max() * len(values) * torch.finfo(values.dtype).eps
         kept = values > noise
-        return vectors[:, kept] * values[kept].sqrt()
+        root: Tensor = vectors[:, kept] * values[kept].sqrt()
+        return root
 
 
 @dataclass(eq=False)

@@ -1,4 +1,4 @@
-"""Weight files of feature extractors: found, downloaded with a checksum, read without pickle code."""
+"""Weight files of feature extractors: found, downloaded with a checksum, read safely."""
 
 import hashlib
 import os
@@ -26,7 +26,7 @@ PATIENCE_S = 30
 
 
 def cache_folder() -> Path:
-    """Where downloads are kept: $DIFFIT_CACHE, else $XDG_CACHE_HOME/diffit, else ~/.cache/diffit."""
+    """Where downloads go: $DIFFIT_CACHE, else $XDG_CACHE_HOME/diffit, else ~/.cache/diffit."""
     if own := os.environ.get("DIFFIT_CACHE"):
         return Path(own)
     shared = os.environ.get("XDG_CACHE_HOME")
@@ -34,7 +34,7 @@ def cache_folder() -> Path:
 
 
 def inception_file(*, download: bool, url: str = INCEPTION_URL) -> Path:
-    """The cached Inception weights; downloaded first if they are missing and ``download`` is set."""
+    """The cached Inception weights; if missing they are fetched, where ``download`` allows it."""
     path = cache_folder() / INCEPTION_URL.rpartition("/")[2]
     if path.exists():
         return path

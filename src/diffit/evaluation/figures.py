@@ -1,0 +1,127 @@
+"""Figures from what a pass over the samples and the reference left: value, interval, settings."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from diffit.evaluation import intervals
+from diffit.evaluation.distances import frechet, kid, kid_of_subsets
+from diffit.evaluation.features import Extractor
+from diffit.evaluation.intervals import Interval, resamples
+from diffit.evaluation.measuring import GROUPS, Measured
+from diffit.evaluation.moments import Gaussian
+from diffit.evaluation.neighbours import DENSITY_K, PRECISION_K, neighbours
+from diffit.evaluation.passport import Figure
+
+Metric = Literal["fd", "kid", "precision", "recall", "density", "coverage", "accuracy"]
+MANIFOLD: tuple[Metric, ...] = ("precision", "recall", "density", "coverage")
+METRICS: tuple[Metric, ...] = ("fd", "kid", *MANIFOLD, "accuracy")
+BOOTSTRAP_DIMS = 256
+"""Beyond, a bootstrap of the Frechet distance takes minutes, and the jackknife steps in."""
+
+
+@dataclass(frozen=True)
+class Draws:
+    """How intervals and subsets are drawn."""
+
+    count: int
+    """Bootstrap resamples; 0: no intervals."""
+    seed: int
+    kid_subset: int | None
+    kid_subsets: int
+
+
+def frechet_figure(
+    ours: Measured, reference: Gaussian, count: int | None, extractor: Extractor, draws: Draws
+) -> Figure:
+    """The Frechet distance over all images of both sides."""
+    value = frechet(ours.pool, reference)
+    return _figure(
+        extractor, "fd", value, _frechet_interval(ours, reference, value, draws), ours.count, count
+    )
+
+
+def kid_figure(ours: Tensor, theirs: Tensor, extractor: Extractor, draws: Draws) -> Figure:
+    """The kernel distance over the kept features, of all at once or as a mean over subsets."""
+    weights = torch.ones(1, len(ours), dtype=torch.float64)
+    if draws.count:
+        weights = torch.cat((weights, resamples(len(ours), draws.count, draws.seed)))
+    value, *replicates = kid(ours, theirs, weights).tolist()
+    settings: dict[str, int | float | str] = {"subsets": "none: all pairs of kept images"}
+    if draws.kid_subset is not None:
+        size, subsets = draws.kid_subset, draws.kid_subsets
+        parts = kid_of_subsets(ours, theirs, size=size, subsets=subsets, seed=draws.seed)
+        value = float(parts.mean())
+        settings = {"subsets": subsets, "subset_size": size}
+    interval = intervals.of_kid(torch.tensor(replicates), value) if draws.count else None
+    return _figure(extractor, "kid", value, interval, len(ours), len(theirs), **settings)
+
+
+def manifold_figures(
+    ours: Tensor, theirs: Tensor, extractor: Extractor, draws: Draws
+) -> dict[str, Figure]:
+    """Precision, recall, density and coverage over the kept features."""
+    found = neighbours(ours, theirs)._asdict()
+    return {
+        metric: _figure(
+            extractor,
+            metric,
+            float(found[metric].mean()),
+            _mean_interval(found[metric], draws),
+            len(ours),
+            len(theirs),
+            k=PRECISION_K if metric in ("precision", "recall") else DENSITY_K,
+        )
+        for metric in MANIFOLD
+    }
+
+
+def accuracy_figure(
+    predicted: Tensor, wanted: Tensor, extractor: Extractor, draws: Draws
+) -> Figure:
+    """How many samples the classifier puts into the class they were drawn for."""
+    right = (predicted == wanted).double()
+    value, interval = float(right.mean()), _mean_interval(right, draws)
+    return _figure(extractor, "accuracy", value, interval, len(right), None)
+
+
+def _frechet_interval(
+    ours: Measured, reference: Gaussian, value: float, draws: Draws
+) -> Interval | None:
+    if not draws.count:
+        return None
+    kept = ours.kept
+    if kept is not None and len(kept) == ours.count and kept.shape[1] <= BOOTSTRAP_DIMS:
+        return intervals.of_frechet(kept, reference, value, draws=draws.count, seed=draws.seed)
+    if ours.count < 2 * GROUPS:
+        return None
+    return intervals.of_frechet_groups(ours.groups, reference, value)
+
+
+def _mean_interval(values: Tensor, draws: Draws) -> Interval | None:
+    if not draws.count:
+        return None
+    return intervals.of_mean(values, draws=draws.count, seed=draws.seed)
+
+
+def _figure(
+    extractor: Extractor,
+    metric: Metric,
+    value: float,
+    interval: Interval | None,
+    samples: int,
+    reference: int | None,
+    **settings: int | float | str,
+) -> Figure:
+    return Figure(
+        name=extractor.title(metric),
+        metric=metric,
+        value=value,
+        interval=interval,
+        samples=samples,
+        reference=reference,
+        better="lower" if metric in ("fd", "kid") else "higher",
+        settings=settings,
+    )
