@@ -1,0 +1,162 @@
+"""`diffit train CONFIG --out RUN`, and `diffit train --resume RUN`."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tyro
+
+from diffit.arguments import read_arguments
+from diffit.config import Settings, parse
+from diffit.data import DataConfig
+from diffit.distributed import pick_device
+from diffit.errors import UsageError
+from diffit.generation import SamplingConfig
+from diffit.model import ModelConfig
+from diffit.training.console import duration
+from diffit.training.folder import CONFIG, read_run, refuse_no_run
+from diffit.training.loop import Outcome, train
+from diffit.training.pictures import draw_pictures
+from diffit.training.presets import presets, read_config
+from diffit.training.settings import RunConfig, TrainConfig, changeable, changes
+
+USAGE = """usage: diffit train CONFIG --out RUN [--SETTING VALUE ...]
+       diffit train --resume RUN [--train.images N ...]
+
+Train a model. CONFIG is a YAML file or one of the presets:
+
+{presets}
+
+Every setting can be replaced, such as --train.lr 2e-4 or --data.path my-images;
+`diffit train CONFIG --help` lists them with the values of CONFIG. Ctrl-C ends a run with a
+checkpoint after the step it is in; --resume continues it as if it had never stopped."""
+
+
+class Args(Settings):
+    """Train a model from a configuration file or a preset, in a new folder."""
+
+    model: ModelConfig
+    data: DataConfig
+    train: TrainConfig
+    sampling: SamplingConfig
+    out: Path
+    """New folder for the run: checkpoints, metrics, pictures."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1 or mps."""
+    quiet: bool = False
+    """Show nothing while training."""
+
+
+class ResumeArgs(Settings):
+    """Continue a run from its newest intact checkpoint, as if it had never stopped.
+
+    Its length may change (--train.images, --train.minutes), and what no weight depends on.
+    """
+
+    model: ModelConfig
+    data: DataConfig
+    train: TrainConfig
+    sampling: SamplingConfig
+    resume: Path
+    """Folder of the run."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1 or mps."""
+    quiet: bool = False
+    """Show nothing while training."""
+
+
+A = TypeVar("A", Args, ResumeArgs)
+
+
+def read(argv: Sequence[str], *, prog: str) -> Args | ResumeArgs:
+    """The arguments: first the configuration, since it decides which settings there are."""
+    if argv and argv[0] in ("-h", "--help"):
+        print(usage())
+        raise SystemExit(0)
+    run = _value_of("--resume", argv)
+    if run is not None:
+        refuse_no_run(Path(run))
+        settings = read_run(Path(run))
+        config = parse(RunConfig, settings, source=str(Path(run) / CONFIG))
+        return _read(ResumeArgs, argv, config, prog=prog, resume=tyro.MISSING)
+    if not argv or argv[0].startswith("-"):
+        raise UsageError(
+            f"{prog} needs a configuration file or a preset as its first argument; presets are "
+            + ", ".join(presets())
+        )
+    name, *rest = argv
+    return _read(Args, rest, read_config(name), prog=f"{prog} {name}", out=tyro.MISSING)
+
+
+def usage() -> str:
+    """What `diffit train --help` prints."""
+    known = presets()
+    width = max(map(len, known), default=0)
+    return USAGE.format(presets="\n".join(f"  {name:{width}}  {known[name]}" for name in known))
+
+
+def run(args: Args | ResumeArgs) -> None:
+    """Train; exit code 130 if interrupted."""
+    config = _config(args)
+    device = pick_device(args.device)
+    folder = args.out if isinstance(args, Args) else args.resume
+    if isinstance(args, ResumeArgs):
+        _refuse_changes(config, folder)
+    outcome = train(
+        config,
+        folder,
+        resume=isinstance(args, ResumeArgs),
+        device=device,
+        on_snapshot=draw_pictures,
+        quiet=args.quiet,
+    )
+    if outcome.reason == "interrupted":
+        print(
+            f"diffit: stopped at {outcome.images:,} images; "
+            f"continue with: diffit train --resume {folder}",
+            file=sys.stderr,
+        )
+        raise SystemExit(130)
+    if not args.quiet:
+        print(_farewell(outcome, folder))
+
+
+def _farewell(outcome: Outcome, folder: Path) -> str:
+    more = "--train.minutes" if outcome.reason == "time" else "--train.images"
+    return (
+        f"{folder}: {outcome.images:,} images in {duration(outcome.seconds)}\n"
+        f"draw images:  diffit sample {folder} --out samples\n"
+        f"go on:        diffit train --resume {folder} {more} N"
+    )
+
+
+def _read(kind: type[A], argv: Sequence[str], config: RunConfig, *, prog: str, **missing: Any) -> A:
+    """The rest of the arguments, every setting starting from ``config``."""
+    settings = {name: getattr(config, name) for name in RunConfig.model_fields}
+    # Not validated: what only the command line can say is still missing.
+    default = kind.model_construct(**settings, **missing)
+    return read_arguments(kind, argv, prog=prog, default=default)
+
+
+def _config(args: Args | ResumeArgs) -> RunConfig:
+    return RunConfig(**{name: getattr(args, name) for name in RunConfig.model_fields})
+
+
+def _refuse_changes(config: RunConfig, run: Path) -> None:
+    before = parse(RunConfig, read_run(run), source=str(run / CONFIG))
+    fixed = [name for name in changes(before, config) if not changeable(name)]
+    if fixed:
+        raise UsageError(
+            f"{', '.join(fixed)} cannot change when a run is resumed, since its weights depend on "
+            f"it; start another run with --train.init-from {run}"
+        )
+
+
+def _value_of(option: str, argv: Sequence[str]) -> str | None:
+    for place, word in enumerate(argv):
+        if word == option and place + 1 < len(argv):
+            return argv[place + 1]
+        if word.startswith(f"{option}="):
+            return word.partition("=")[2]
+    return None
