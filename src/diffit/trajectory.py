@@ -108,7 +108,7 @@ def centre(maps: Tensor, size: Sequence[int]) -> Tensor:
     if rows * columns != tokens:
         raise ValueError(f"{tokens} tokens make no grid for an image of {size[0]} x {size[1]}")
     middle = rows // 2 * columns + columns // 2
-    return maps[:, :, middle].mean(dim=1).unflatten(-1, (rows, columns))
+    return maps[:, :, middle].mean(dim=1).reshape(-1, rows, columns)
 
 
 def picture(trajectory: Trajectory, *, columns: int = 10, rows: int = 4) -> bytes:
@@ -136,7 +136,7 @@ def picture(trajectory: Trajectory, *, columns: int = 10, rows: int = 4) -> byte
             axis.imshow(_pixels(image), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
     for row, maps in enumerate(path.attention.values(), start=shown):
         for axis, weights in zip(axes[row], maps[:, 0], strict=False):
-            axis.imshow(weights, cmap="magma", vmin=0, interpolation="nearest")
+            axis.imshow(weights.numpy(), cmap="magma", vmin=0, interpolation="nearest")
     for axis, sigma in zip(axes[0], (*path.sigmas, 0.0), strict=True):
         axis.set_title(f"σ = {sigma:.2g}" if sigma else "drawn", fontsize=8, color="#444444")
     names = ["estimate"] + [""] * (shown - 1) + _titles(path.attention)
