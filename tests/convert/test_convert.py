@@ -4,9 +4,9 @@ import json
 
 import pytest
 import torch
-from conftest import FIXTURES
 from safetensors import safe_open
 
+from conftest import FIXTURES
 from diffit.convert import from_reference, to_reference
 from diffit.convert.diffit import relative_index
 from diffit.errors import CheckpointError
@@ -122,7 +122,7 @@ def test_wrong_checkpoints_are_refused_in_a_sentence():
     assert broken(lambda s, a: s.pop("blocks.0.mlp.fc1.bias")) == (
         "the checkpoint lacks blocks.0.mlp.fc1.bias; is it of another depth?"
     )
-    assert "blocks.2.attn.qkv.weight and 11 more tensors" in broken(lambda s, a: a.update(depth=3))
+    assert "blocks.2.attn.qkv.weight and 10 more tensors" in broken(lambda s, a: a.update(depth=3))
     assert "holds head.weight, which" in broken(
         lambda s, a: s.update({"head.weight": torch.ones(1)})
     )

@@ -62,9 +62,10 @@ def to_reference(network: Network) -> tuple[str, dict[str, Tensor], dict[str, An
     if family is None:
         raise ValueError(f"no published code has a network like {config.name!r}")
     source = FAMILIES[family]
+    args = source.arguments(config)
     names, shapes = source.names(config), source.shapes(config)
     state = cast(nn.Module, network).state_dict()
     theirs = {
         names[ours]: t.detach().reshape(shapes.get(ours, t.shape)) for ours, t in state.items()
     }
-    return family, theirs | source.derived(config), source.arguments(config)
+    return family, theirs | source.derived(config), args

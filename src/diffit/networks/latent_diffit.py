@@ -17,6 +17,7 @@ from diffit.networks.shared import (
     Side,
     Width,
     check_column,
+    check_features,
     check_inputs,
     check_unlabelled,
     close_gates,
@@ -94,7 +95,8 @@ class LatentDiffiTConfig(Settings):
 
     @model_validator(mode="after")
     def check(self) -> Self:
-        check_column(self)
+        check_column(pair(self.size), self.patch, self.width, self.heads)
+        check_features(self.time_features, self.time_embedding)
         return self
 
 
@@ -180,7 +182,8 @@ class LatentDiffiT(nn.Module):
         if self.label is None:
             check_unlabelled(label)
             return token
-        return token + self.label(label, len(time))
+        vector: Tensor = self.label(label, len(time))
+        return token + vector
 
     def _initialise(self) -> None:
         """The weights of an untrained network, whose output is exactly 0, as in the release."""

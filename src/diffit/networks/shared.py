@@ -1,6 +1,6 @@
 """What all networks have in common: kinds of settings, checks of inputs, the initial weights."""
 
-from typing import Annotated, Any, NamedTuple, Protocol
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -39,27 +39,15 @@ def pair(size: int | tuple[int, int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else size
 
 
-class _Column(Protocol):
-    """The settings of a network that is a column of blocks over patches."""
-
-    size: int | tuple[int, int]
-    patch: int
-    width: int
-    heads: int
-    time_features: int
-    time_embedding: TimeFeatures
-
-
-def check_column(config: _Column) -> None:
+def check_column(size: tuple[int, int], patch: int, width: int, heads: int) -> None:
     """ValueError unless patches tile the image and the width suits heads and position table."""
-    height, width = pair(config.size)
-    if height % config.patch or width % config.patch:
-        raise ValueError(f"size {height} x {width} is no multiple of patch {config.patch}")
-    if config.width % config.heads:
-        raise ValueError(f"width {config.width} is no multiple of heads {config.heads}")
-    if config.width % 4:
-        raise ValueError(f"width {config.width} is no multiple of 4, as the position table needs")
-    check_features(config.time_features, config.time_embedding)
+    height, across = size
+    if height % patch or across % patch:
+        raise ValueError(f"size {height} x {across} is no multiple of patch {patch}")
+    if width % heads:
+        raise ValueError(f"width {width} is no multiple of heads {heads}")
+    if width % 4:
+        raise ValueError(f"width {width} is no multiple of 4, as the position table needs")
 
 
 def check_features(features: int, kind: TimeFeatures) -> None:

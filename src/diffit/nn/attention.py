@@ -46,7 +46,7 @@ def attend(
         on_map(weights.detach())
         return weights.to(v.dtype) @ v
     if attention_form(q, bias) == "chunked":
-        mixed: Tensor = _ChunkedAttention.apply(q, k, v, bias)
+        mixed: Tensor = _ChunkedAttention.apply(q, k, v, bias)  # type: ignore[no-untyped-call]
         return mixed
     # Fused kernels take masks of two or four axes; with three they fall back to a slow form.
     mask = bias[None] if bias is not None and bias.ndim == 3 else bias
@@ -180,10 +180,11 @@ def gather_bias(table: Tensor, grid: tuple[int, int]) -> Tensor:
     Rows and columns are gathered one after the other, so that no N x N index is ever needed.
     """
     h, w = grid
-    square = table.mT.unflatten(-1, (2 * h - 1, 2 * w - 1))
+    square = table.mT.reshape(*table.shape[:-2], -1, 2 * h - 1, 2 * w - 1)
     square = square.index_select(-1, _differences(w, table.device))
     square = square.index_select(-2, _differences(h, table.device))
-    return rearrange(square, "... (a c) (b d) -> ... (a b) (c d)", a=h, b=w)
+    bias: Tensor = rearrange(square, "... (a c) (b d) -> ... (a b) (c d)", a=h, b=w)
+    return bias
 
 
 def _differences(side: int, device: torch.device) -> Tensor:
@@ -264,8 +265,10 @@ def merge(windows: Tensor, grid: tuple[int, int], window: tuple[int, int]) -> Te
 
 
 def split_heads(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(B, N, 3 C), the axes (q/k/v, head, channel) inside, to three views (B, heads, N, C/heads)."""
-    q, k, v = qkv.unflatten(-1, (3, heads, -1)).transpose(-2, -4).unbind(-3)
+    """(B, N, 3 C), inside the axes (q/k/v, head, channel), to three (B, heads, N, d) views."""
+    batch, tokens, width = qkv.shape
+    split = qkv.view(batch, tokens, 3, heads, width // (3 * heads))
+    q, k, v = split.permute(2, 0, 3, 1, 4).unbind(0)
     return q, k, v
 
 

@@ -86,7 +86,8 @@ class TransformerBlock(nn.Module):
     def forward(self, tokens: Tensor, time: Tensor, keys: Tensor | None = None) -> Tensor:
         """(B, ..., C) tokens, (B, T) time and (B,) dropout keys to (B, ..., C)."""
         tokens = tokens + self.dropout1(self.attention(self.norm1(tokens), time), keys)
-        return tokens + self.dropout2(self.mlp(self.norm2(tokens), time, keys), keys)
+        mixed: Tensor = tokens + self.dropout2(self.mlp(self.norm2(tokens), time, keys), keys)
+        return mixed
 
 
 class AdaptiveBlock(nn.Module):
@@ -194,7 +195,7 @@ def downsample(channels: int, kind: Literal["conv", "bilinear"]) -> nn.Module:
 
 
 def upsample(channels: int, kind: Literal["nearest", "transposed"]) -> nn.Module:
-    """Double a feature map: nearest neighbour and 3x3 convolution, or 4x4 transposed convolution."""
+    """Double a feature map: nearest neighbour, 3x3 convolution; or 4x4 transposed convolution."""
     if kind == "transposed":
         return nn.ConvTranspose2d(channels, channels, 4, stride=2, padding=1)
     return nn.Sequential(
@@ -209,7 +210,8 @@ def to_windows(x: Tensor, window: tuple[int, int]) -> Tensor:
 
 def from_windows(windows: Tensor, grid: tuple[int, int], window: tuple[int, int]) -> Tensor:
     """The inverse of `to_windows`; the result lies in memory channels last."""
-    return merge(windows, grid, window).unflatten(1, grid).permute(0, 3, 1, 2)
+    tokens = merge(windows, grid, window)
+    return tokens.view(len(tokens), *grid, -1).permute(0, 3, 1, 2)
 
 
 def run(block: nn.Module, *inputs: Any, checkpointed: bool) -> Tensor:

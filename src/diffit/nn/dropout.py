@@ -15,7 +15,7 @@ _GOLDEN = 0x9E3779B9
 
 
 def _mix(state: Tensor) -> Tensor:
-    """A bijection of 31-bit integers (multiply and shift-xor) in which every bit moves every bit."""
+    """A bijection of 31-bit integers, multiply and shift-xor, that lets each bit move all."""
     state = (state ^ (state >> 16)) * _FIRST & _MASK
     state = (state ^ (state >> 15)) * _SECOND & _MASK
     return state ^ (state >> 16)

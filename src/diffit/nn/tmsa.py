@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from diffit.nn.attention import (
+    OnMap,
     RelativeBias,
     attend,
     check_heads,
@@ -14,7 +15,6 @@ from diffit.nn.attention import (
     partition,
     split_heads,
 )
-from diffit.nn.attention import OnMap as OnMap
 
 TimeInto = Literal["qkv", "bias", "mlp", "separate", "norm"]
 """Where the time token enters a transformer block.
@@ -93,14 +93,15 @@ class TMSA(nn.Module):
 
     def _attend(self, windows: Tensor, time: Tensor) -> Tensor:
         """(B, G, n, C) and (B, T) to (B, G, n, C)."""
-        batch, count = windows.shape[:2]
         qkv = self.qkv(windows)
         if self.qkv_time is not None:
             qkv = qkv + self.qkv_time(time)[:, None, None]
         q, k, v = split_heads(qkv.flatten(0, 1), self.heads)
         record = self._record if self.on_map is not None else None
-        mixed = join_heads(attend(q, k, v, self._bias(time, count, q.dtype), on_map=record))
-        mixed = mixed.unflatten(0, (batch, count))
+        mixed = join_heads(
+            attend(q, k, v, self._bias(time, windows.shape[1], q.dtype), on_map=record)
+        )
+        mixed = mixed.view(windows.shape)
         if self.value_time is not None:
             mixed = mixed + self.value_time(time)[:, None, None]
         out: Tensor = self.out(mixed)
@@ -112,14 +113,17 @@ class TMSA(nn.Module):
         if self.bias_time is None:
             bias: Tensor = self.position(dtype)
             return bias
-        change = self.bias_time(time).unflatten(-1, self.position.table.shape)
-        return self.position(dtype, change).repeat_interleave(count, dim=0)
+        change = self.bias_time(time).view(-1, *self.position.table.shape)
+        each: Tensor = self.position(dtype, change)
+        return each.repeat_interleave(count, dim=0)
 
     def _record(self, weights: Tensor) -> None:
         """Hand on (B G, heads, n, n) weights as (B, heads, N, N) ones of the whole grid."""
         windows = (self.grid[0] // self.window[0]) * (self.grid[1] // self.window[1])
         if self.on_map is not None:
-            self.on_map(_whole(weights.unflatten(0, (-1, windows)), self.grid, self.window))
+            self.on_map(
+                _whole(weights.view(-1, windows, *weights.shape[1:]), self.grid, self.window)
+            )
 
 
 def _whole(weights: Tensor, grid: tuple[int, int], window: tuple[int, int]) -> Tensor:

@@ -1,0 +1,303 @@
+"""What holds for every network, and the sizes that the literature and the specification give."""
+
+import copy
+
+import pytest
+import torch
+from pydantic import TypeAdapter, ValidationError
+
+from diffit.networks import NETWORKS, NetworkConfig, build_network
+from diffit.networks.count import count_macs, count_parameters
+from diffit.networks.diffit import DiffiTConfig
+from diffit.networks.dit import DiTConfig
+from diffit.networks.latent_diffit import LatentDiffiTConfig
+from diffit.networks.shared import SIZES
+from diffit.nn.attention import record_attention
+
+SMALL = {
+    "diffit": {"size": 8, "channels": 3, "widths": (16, 32), "blocks": (1, 2), "time_width": 16},
+    "latent-diffit": {"size": 8, "width": 32, "depth": 2, "heads": 4},
+    "dit": {"size": 8, "width": 32, "depth": 2, "heads": 4},
+}
+ABLATIONS = ["qkv", "bias", "mlp", "separate", "norm"]
+
+
+def small(name, **changes):
+    return NETWORKS[name][0](**SMALL[name] | {"classes": 3} | changes)
+
+
+def randomised(config, seed=0):
+    """A network none of whose weights is zero, so that everything acts."""
+    torch.manual_seed(seed)
+    network = build_network(config).eval()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return network
+
+
+def inputs(config, batch=3):
+    torch.manual_seed(1)
+    return torch.randn(batch, *config.shape), torch.rand(batch) * 4, torch.tensor([0, 1, 2][:batch])
+
+
+each = pytest.mark.parametrize("name", NETWORKS)
+
+
+@each
+@pytest.mark.parametrize("learned", [False, True])
+def test_output_has_the_shape_of_the_input_or_twice_its_channels(name, learned):
+    config = small(name, learned_variance=learned)
+    x, time, label = inputs(config)
+    channels = config.channels * (2 if learned else 1)
+    assert build_network(config)(x, time, label).shape == (3, channels, 8, 8)
+
+
+@each
+def test_rectangles_are_welcome(name):
+    config = small(name, size=(8, 16))
+    x, time, label = inputs(config)
+    assert randomised(config)(x, time, label).shape == (3, config.channels, 8, 16)
+
+
+@each
+def test_no_label_is_the_null_class(name):
+    config = small(name)
+    network, (x, time, _) = randomised(config), inputs(config)
+    null = network(x, time, torch.full((3,), config.classes))
+    assert torch.equal(network(x, time), null)
+    assert not torch.allclose(network(x, time, torch.zeros(3).long()), null, atol=1e-4)
+
+
+@each
+def test_a_network_without_classes_takes_no_label(name):
+    config = small(name, classes=0)
+    network, (x, time, _) = randomised(config), inputs(config)
+    assert torch.equal(network(x, time, torch.zeros(3).long()), network(x, time))
+    with pytest.raises(ValueError, match="no classes; give no label"):
+        network(x, time, torch.ones(3).long())
+
+
+@each
+def test_noise_level_and_label_act(name):
+    config = small(name)
+    network, (x, time, label) = randomised(config), inputs(config)
+    out = network(x, time, label)
+    assert not torch.allclose(network(x, time + 0.5, label), out, atol=1e-4)
+    assert not torch.allclose(network(x, time, label.flip(0)), out, atol=1e-4)
+
+
+@each
+def test_wrong_inputs_are_refused(name):
+    config = small(name)
+    network, (x, time, label) = build_network(config), inputs(config)
+    with pytest.raises(ValueError, match=r"image is \d x 8 x 4; this network was built for"):
+        network(x[..., :4], time, label)
+    with pytest.raises(ValueError, match="no condition image"):
+        network(x, time, label, x)
+    with pytest.raises(ValueError, match="no augmentation label"):
+        network(x, time, label, augment=torch.zeros(3, 9))
+
+
+@each
+def test_blocks_hold_most_of_the_weights(name):
+    network = build_network(small(name))
+    inside = sum(p.numel() for block in network.blocks() for p in block.parameters())
+    assert inside > 0.6 * count_parameters(network)
+    assert len(list(network.blocks())) == {"diffit": 4}.get(name, 2)
+
+
+@each
+def test_state_dict_makes_the_same_network(name):
+    config = small(name)
+    network, twin = randomised(config), build_network(config)
+    twin.load_state_dict(network.state_dict())
+    x, time, label = inputs(config)
+    assert torch.equal(twin(x, time, label), network(x, time, label))
+    assert not [n for n, t in network.state_dict().items() if not t.is_floating_point()]
+
+
+@each
+def test_same_seed_same_network_same_output(name):
+    config = small(name)
+    x, time, label = inputs(config)
+    first, second = (randomised(config)(x, time, label) for _ in range(2))
+    assert torch.equal(first, second)
+
+
+@each
+def test_images_of_a_batch_do_not_meet(name):
+    config = small(name)
+    network, (x, time, label) = randomised(config), inputs(config)
+    whole = network(x, time, label)
+    for i in range(3):
+        alone = network(x[i : i + 1], time[i : i + 1], label[i : i + 1])
+        torch.testing.assert_close(alone, whole[i : i + 1], atol=1e-5, rtol=1e-4)
+
+
+@each
+@pytest.mark.parametrize("at", ["hidden", "branches"])
+def test_dropout_follows_the_keys(name, at):
+    config = small(name, dropout=0.4, dropout_at=at)
+    network, (x, time, label) = randomised(config), inputs(config)
+    keys = torch.tensor([11, 12, 13])
+    dropped = network(x, time, label, keys=keys)
+    assert not torch.allclose(dropped, network(x, time, label), atol=1e-4)
+    again = network(x.flip(0), time.flip(0), label.flip(0), keys=keys.flip(0)).flip(0)
+    torch.testing.assert_close(again, dropped, atol=1e-5, rtol=1e-4)
+
+
+@each
+def test_activation_checkpointing_changes_no_gradient(name):
+    config = small(name, dropout=0.3)
+    network, (x, time, label) = randomised(config), inputs(config)
+    gradients = []
+    for flag in (False, True):
+        network.activation_checkpointing = flag
+        out = network(x, time, label, keys=torch.arange(3))
+        gradients.append(torch.autograd.grad(out.square().sum(), list(network.parameters())))
+    for plain, redone in zip(*gradients, strict=True):
+        assert torch.equal(plain, redone)
+
+
+@each
+def test_bfloat16_autocast_trains(name):
+    config = small(name)
+    network, (x, time, label) = randomised(config), inputs(config)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = network(x, time, label)
+    expected = network(x, time, label)
+    assert (out.float() - expected).norm() < 0.05 * expected.norm()
+    out.float().square().mean().backward()
+    assert all(p.grad.isfinite().all() for p in network.parameters())
+
+
+@each
+def test_a_whole_network_in_bfloat16_runs(name):
+    config = small(name)
+    network, (x, time, label) = randomised(config).bfloat16(), inputs(config)
+    out = network(x.bfloat16(), time, label)
+    assert out.dtype == torch.bfloat16
+    assert out.isfinite().all()
+
+
+@each
+def test_recorded_attention_leaves_the_output(name):
+    config = small(name)
+    network, (x, time, label) = randomised(config), inputs(config)
+    with torch.no_grad(), record_attention(network) as maps:
+        explicit = network(x, time, label)
+    torch.testing.assert_close(explicit, network(x, time, label), atol=1e-5, rtol=1e-4)
+    assert len(maps) == len(list(network.blocks()))
+    for weights in maps.values():
+        torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]))
+
+
+@each
+def test_inference_sees_weights_that_were_trained_in_between(name):
+    config = small(name)
+    network, (x, time, label) = randomised(config), inputs(config)
+    optimiser = torch.optim.AdamW(network.parameters(), lr=0.05)
+    with torch.no_grad():
+        network(x, time, label)
+    network(x, time, label).square().mean().backward()
+    optimiser.step()
+    expected = copy.deepcopy(network)(x, time, label)
+    with torch.no_grad():
+        torch.testing.assert_close(network(x, time, label), expected, atol=1e-5, rtol=1e-4)
+
+
+@each
+def test_every_weight_gets_a_gradient(name):
+    config = small(name)
+    network, (x, time, label) = randomised(config), inputs(config)
+    network(x, time, label).square().sum().backward()
+    assert not [n for n, p in network.named_parameters() if p.grad is None or not p.grad.any()]
+
+
+@pytest.mark.parametrize("name", ["diffit", "latent-diffit"])
+def test_ablations_are_networks_of_their_own(name):
+    outputs = []
+    for time_into in ABLATIONS:
+        config = small(name, time_into=time_into)
+        network, (x, time, label) = randomised(config), inputs(config)
+        outputs.append(network(x, time, label))
+        assert not torch.allclose(network(x, time + 0.5, label), outputs[-1], atol=1e-5)
+    for i, first in enumerate(outputs):
+        for second in outputs[:i]:
+            assert not torch.allclose(first, second, atol=1e-3)
+
+
+@each
+@pytest.mark.parametrize("kind", ["dit", "positional", "fourier"])
+def test_every_time_embedding_runs(name, kind):
+    config = small(name, time_embedding=kind)
+    network, (x, time, label) = randomised(config), inputs(config)
+    assert not torch.allclose(network(x, time + 0.5, label), network(x, time, label), atol=1e-4)
+
+
+def test_untrained_latent_networks_predict_zero():
+    for name in ("latent-diffit", "dit"):
+        config = small(name)
+        assert not build_network(config)(*inputs(config)).any()
+
+
+LATENT = {"classes": 1000, "learned_variance": True}
+FFHQ = {"size": 64, "widths": (128, 256, 256, 256), "window": 8}
+PARAMETERS = [
+    (LatentDiffiTConfig(**LATENT), 561_035_232),
+    (LatentDiffiTConfig(**LATENT, size=64), 562_382_816),
+    (LatentDiffiTConfig(**LATENT, depth=30), 600_906_752),
+    (DiTConfig(**LATENT), 675_129_632 - 294_912),  # DiT counts its fixed position table
+    (DiffiTConfig(), 15_812_651),
+    (DiffiTConfig(blocks=(4, 4, 4)), 28_633_043),
+    (DiffiTConfig(**FFHQ, blocks=(1, 2, 2, 2)), 23_144_115),
+    (DiffiTConfig(**FFHQ, blocks=(4, 4, 4, 4)), 44_160_499),
+]
+
+
+@pytest.mark.parametrize(("config", "count"), PARAMETERS, ids=lambda v: getattr(v, "name", v))
+def test_networks_have_the_known_number_of_weights(config, count):
+    with torch.device("meta"):
+        assert count_parameters(build_network(config)) == count
+
+
+@pytest.mark.parametrize(
+    ("size", "millions", "gmacs"),
+    [("S", 27.3, 6.05), ("B", 108.0, 22.98), ("L", 380.5, 80.62), ("XL", 561.0, 118.5)],
+)
+def test_sizes_cost_what_the_specification_says(size, millions, gmacs):
+    config = LatentDiffiTConfig(**LATENT, **SIZES[size]._asdict())
+    with torch.device("meta"):
+        assert count_parameters(build_network(config)) / 1e6 == pytest.approx(millions, abs=0.05)
+    assert count_macs(config) / 1e9 == pytest.approx(gmacs, abs=0.05)
+
+
+def test_512_pixels_cost_524_gmacs():
+    assert count_macs(LatentDiffiTConfig(**LATENT, size=64)) / 1e9 == pytest.approx(524.4, abs=0.05)
+
+
+def test_a_configuration_survives_its_own_text():
+    reader = TypeAdapter(NetworkConfig)
+    for name in NETWORKS:
+        config = small(name, size=(8, 16))
+        assert reader.validate_python(config.model_dump(mode="json")) == config
+
+
+REFUSED = [
+    ("latent-diffit", {"size": 9}, "size 9 x 9 is no multiple of patch 2"),
+    ("dit", {"width": 30}, "width 30 is no multiple of heads 4"),
+    ("dit", {"width": 6, "heads": 1}, "width 6 is no multiple of 4"),
+    ("dit", {"time_embedding": "fourier", "time_features": 5}, "time_features 5 is odd"),
+    ("diffit", {"blocks": (1,)}, "must have one number for each level"),
+    ("diffit", {"size": 9}, "size 9 cannot be halved 1 times; choose a multiple of 2"),
+    ("diffit", {"size": 12}, "window 4 does not divide the side 6 of level 1; choose a divisor"),
+    ("diffit", {"heads": 3}, "must be multiples of heads 3"),
+    ("diffit", {"time_features": 5}, "time_features 5 is odd"),
+]
+
+
+@pytest.mark.parametrize(("name", "changes", "message"), REFUSED)
+def test_impossible_shapes_are_refused(name, changes, message):
+    with pytest.raises(ValidationError, match=message):
+        small(name, **changes)

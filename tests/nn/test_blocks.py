@@ -1,0 +1,104 @@
+"""Blocks and their parts."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from diffit.nn.attention import SelfAttention
+from diffit.nn.blocks import (
+    MLP,
+    AdaptiveBlock,
+    NormConv,
+    TransformerBlock,
+    diffit_block,
+    downsample,
+    from_windows,
+    run,
+    to_windows,
+    upsample,
+)
+from diffit.nn.norm import AdaptiveNorm, map_norm
+
+
+def test_mlp_has_the_tanh_form_of_gelu():
+    mlp, x = MLP(4, 9), torch.randn(2, 3, 4)
+    expected = mlp.down(F.gelu(mlp.up(x), approximate="tanh"))
+    torch.testing.assert_close(mlp(x), expected)
+
+
+def test_time_is_added_to_the_hidden_units():
+    mlp, x, time = MLP(4, 9, time_width=5), torch.randn(2, 3, 4), torch.randn(2, 5)
+    expected = mlp.down(F.gelu(mlp.up(x) + mlp.up_time(time)[:, None], approximate="tanh"))
+    torch.testing.assert_close(mlp(x, time), expected)
+
+
+def test_adaptive_norm_scales_and_shifts():
+    x, shift, scale = torch.randn(2, 3, 8), torch.randn(2, 8), torch.randn(2, 8)
+    expected = F.layer_norm(x, (8,), eps=1e-6) * (1 + scale[:, None]) + shift[:, None]
+    torch.testing.assert_close(AdaptiveNorm(8)(x, shift, scale), expected)
+
+
+def test_a_closed_gate_leaves_the_tokens():
+    block = AdaptiveBlock(SelfAttention(8, heads=2), 8, 6, hidden=16)
+    torch.nn.init.zeros_(block.modulation.weight)
+    torch.nn.init.zeros_(block.modulation.bias)
+    x = torch.randn(2, 4, 8)
+    assert torch.equal(block(x, torch.randn(2, 6)), x)
+
+
+@pytest.mark.parametrize("at", ["hidden", "branches"])
+@pytest.mark.parametrize("kind", [TransformerBlock, AdaptiveBlock])
+def test_dropout_acts_where_it_is_told(at, kind):
+    time = (6,) if kind is AdaptiveBlock else ()
+    block = kind(SelfAttention(8, heads=2), 8, *time, hidden=16, dropout=0.5, dropout_at=at)
+    layers = {"hidden": ["mlp.dropout"], "branches": ["dropout1", "dropout2"]}
+    active = [n for n, m in block.named_modules() if getattr(m, "probability", 0)]
+    assert sorted(active) == layers[at]
+    x, token = torch.randn(2, 4, 8), torch.randn(2, 6)
+    dropped = block(x, token, torch.tensor([1, 2]))
+    assert not torch.equal(dropped, block(x, token))
+    torch.testing.assert_close(dropped[1:], block(x[1:], token[1:], torch.tensor([2])))
+
+
+@pytest.mark.parametrize("order", ["norm-swish", "swish-norm"])
+def test_norm_and_swish_come_in_the_order_asked_for(order):
+    layer, x = NormConv(8, 4, groups=32, order=order), torch.randn(2, 8, 4, 4)
+    inner = F.silu(layer.norm(x)) if order == "norm-swish" else layer.norm(F.silu(x))
+    torch.testing.assert_close(layer(x), layer.conv(inner))
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(128, 32), (48, 16), (6, 2), (7, 1)])
+def test_group_norm_takes_a_divisor_of_the_channels(channels, groups):
+    assert map_norm(channels, groups=32).num_groups == groups
+
+
+def test_bilinear_halving_is_the_mean_of_four():
+    x = torch.randn(1, 2, 4, 6)
+    torch.testing.assert_close(downsample(2, "bilinear")(x), F.avg_pool2d(x, 2))
+
+
+def test_resampling_halves_and_doubles():
+    x = torch.randn(1, 4, 6, 8)
+    assert downsample(4, "conv")(x).shape == (1, 4, 3, 4)
+    for kind in ("nearest", "transposed"):
+        assert upsample(4, kind)(x).shape == (1, 4, 12, 16)
+
+
+def test_maps_become_windows_and_maps_again():
+    x = torch.randn(2, 3, 4, 6)
+    windows = to_windows(x, (2, 2))
+    assert windows.shape == (2, 6, 4, 3)
+    assert windows[0, 4, 3].tolist() == x[0, :, 3, 3].tolist()  # window row 1, column 1; its last
+    assert torch.equal(from_windows(windows, (4, 6), (2, 2)), x)
+
+
+def test_a_checkpointed_block_has_the_same_gradients():
+    torch.manual_seed(0)
+    block = diffit_block(8, 6, heads=2, grid=(2, 2), hidden=16, dropout=0.3)
+    x, time, keys = torch.randn(2, 4, 8, requires_grad=True), torch.randn(2, 6), torch.arange(2)
+    gradients = []
+    for checkpointed in (False, True):
+        out = run(block, x, time, keys, checkpointed=checkpointed)
+        gradients.append(torch.autograd.grad(out.square().sum(), [x, *block.parameters()]))
+    for plain, redone in zip(*gradients, strict=True):
+        assert torch.equal(plain, redone)
