@@ -17,7 +17,7 @@ def half_pixel(length: int, size: int) -> Tensor:
     """Bilinear with half-pixel centres: output i looks at (i + 1/2) length/size - 1/2.
 
     PyTorch's `interpolate(mode="bilinear", align_corners=False)` without antialiasing, as
-    pytorch-fid resizes.
+    pytorch-fid resizes; up to PyTorch's own rounding of positions in single precision.
     """
     centres = (torch.arange(size, dtype=torch.float64) + 0.5) * (length / size) - 0.5
     return _linear_rows(centres, length)
