@@ -96,10 +96,14 @@ def respaced(steps: int, formulation: Formulation, *, sections: str | None = Non
     ``sections`` such as "10,15,25" divides the training levels into equal sections and takes so
     many of each; "ddim25" takes 25 at an integer stride.
     """
-    kept = respace(sections or str(steps), len(_discrete(formulation)))
+    all_levels = _discrete(formulation)
+    if steps < 2:
+        # The published rule would take the lowest level alone, where there is nothing to denoise.
+        raise UsageError("steps is 1; respaced levels need at least 2")
+    kept = respace(sections or str(steps), len(all_levels))
     if len(kept) != steps:
         raise UsageError(f"sections {sections!r} make {len(kept)} steps, but steps is {steps}")
-    return _discrete(formulation)[kept].flip(0)
+    return all_levels[kept].flip(0)
 
 
 def strided(steps: int, formulation: Formulation) -> Tensor:

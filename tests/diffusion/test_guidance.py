@@ -1,0 +1,104 @@
+"""Guidance: its weights' values, what it calls, and the doubled batch."""
+
+import pytest
+import torch
+
+from diffit.diffusion.denoiser import Estimate
+from diffit.diffusion.formulation import DDPMConfig, build_formulation
+from diffit.diffusion.guidance import (
+    constant,
+    guide,
+    guide_estimate,
+    interval,
+    paired,
+    paired_estimate,
+    power_cosine,
+)
+
+SIGMA = torch.tensor(2.0, dtype=torch.float64)
+X = torch.randn(3, 4, 2, 2, dtype=torch.float64)
+
+
+def main(x, sigma):
+    return 2 * x
+
+
+def reference(x, sigma):
+    return -x
+
+
+def never(x, sigma):
+    raise AssertionError("the reference is not needed here")
+
+
+def test_weight_moves_from_reference_through_main():
+    for w in (0.0, 0.5, 1.0, 4.0):
+        guided = guide(main, reference, weight=constant(w))(X, SIGMA)
+        torch.testing.assert_close(guided, -X + w * 3 * X)
+
+
+def test_first_channels_alone():
+    guided = guide(main, reference, weight=constant(2.0), channels=3)(X, SIGMA)
+    torch.testing.assert_close(guided[:, :3], 5 * X[:, :3])
+    assert torch.equal(guided[:, 3:], 2 * X[:, 3:])
+
+
+def test_reference_is_skipped_where_the_weight_is_one():
+    assert torch.equal(guide(main, never, weight=constant(1.0))(X, SIGMA), 2 * X)
+    band = interval(3.0, 0.5, 1.5)
+    assert torch.equal(guide(main, never, weight=band)(X, SIGMA), 2 * X)
+    with pytest.raises(AssertionError):
+        guide(main, never, weight=band)(X, SIGMA / 2)
+
+
+def test_levels_of_each_image_have_weights_of_their_own():
+    sigma = torch.tensor([0.1, 1.0, 9.0], dtype=torch.float64)
+    guided = guide(main, reference, weight=interval(3.0, 0.5, 1.5))(X, sigma)
+    torch.testing.assert_close(guided, torch.stack([2 * X[0], 8 * X[1], 2 * X[2]]))
+
+
+def test_estimate_keeps_the_variance_of_main():
+    fraction = torch.rand_like(X)
+    estimate = guide_estimate(
+        lambda x, sigma: Estimate(2 * x, fraction), reference, weight=constant(2.0), channels=3
+    )
+    clean, kept = estimate(X, SIGMA)
+    assert torch.equal(clean, guide(main, reference, weight=constant(2.0), channels=3)(X, SIGMA))
+    assert kept is fraction
+
+
+@pytest.mark.parametrize("sigma", [SIGMA, torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)])
+@pytest.mark.parametrize("w", [1.0, 1.7])
+def test_doubled_batch_equals_two_batches(w, sigma):
+    """A denoiser with labels, 5 standing for none, at one level or one for each image."""
+
+    def denoise(x, sigma, label):
+        shift = label.reshape(-1, 1, 1, 1) / (1 + torch.as_tensor(sigma).reshape(-1, 1, 1, 1))
+        return 0.3 * x + shift
+
+    def estimate(x, sigma, label):
+        return Estimate(denoise(x, sigma, label), label.reshape(-1, 1, 1, 1).expand_as(x))
+
+    label = torch.tensor([0, 2, 4])
+    null = torch.full((3,), 5)
+    two = guide(
+        lambda x, s: denoise(x, s, label), lambda x, s: denoise(x, s, null), weight=constant(w)
+    )
+    one = paired(denoise, label, null=5, weight=constant(w))
+    torch.testing.assert_close(one(X, sigma), two(X, sigma))
+    clean, fraction = paired_estimate(estimate, label, null=5, weight=constant(w))(X, sigma)
+    torch.testing.assert_close(clean, two(X, sigma))
+    assert torch.equal(fraction, label.reshape(-1, 1, 1, 1).expand_as(X))
+
+
+def test_power_cosine_has_the_published_values():
+    row = build_formulation(DDPMConfig())
+    steps = torch.tensor([0, 100, 200, 300, 400, 500, 600, 700, 800, 999])
+    weight = power_cosine(4.4, 4.0, row.progress)(row.levels[steps])
+    expected = [4.4, 3.5007, 2.2237, 1.4611, 1.1390, 1.0327, 1.0055, 1.0006, 1.0, 1.0]
+    assert weight.tolist() == pytest.approx(expected, abs=5e-5)
+
+
+def test_interval_includes_its_ends():
+    sigma = torch.tensor([0.19, 0.2, 1.0, 1.6, 1.61], dtype=torch.float64)
+    assert interval(2.5, 0.2, 1.6)(sigma).tolist() == [1, 2.5, 2.5, 2.5, 1]
