@@ -55,9 +55,11 @@ class Pixels:
         """
         if not torch.isfinite(x).all():
             raise ValueError("the images to decode hold values that are not finite")
-        # Adding one half before the cut is rounding, with exact halves going up.
-        half = 0.5 if self.config.rounding == "nearest" else 0.0
-        scaled = x.to(torch.promote_types(x.dtype, torch.float32)) * 127.5 + (127.5 + half)
+        # In float32 and in this form every encoded value comes back, also when fractions are cut
+        # off; (x + 1) * 127.5 would lose one level here and there.
+        scaled = x.to(torch.float32) * 127.5 + 127.5
+        if self.config.rounding == "nearest":
+            scaled = scaled + 0.5  # then the cut rounds, exact halves up
         return scaled.clamp(0, 255).to(torch.uint8)
 
 

@@ -2,8 +2,10 @@
 
 import struct
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from tokenize import TokenError
 from typing import IO, Literal
 
 import numpy as np
@@ -16,6 +18,8 @@ from diffit.errors import DataError
 
 MAX_UNPACKED_BYTES = 1 << 32
 """Compressed arrays must be unpacked in memory; larger ones are refused before that."""
+UNREADABLE = (ValueError, SyntaxError, TokenError, EOFError, zlib.error, RuntimeError, MemoryError)
+"""What numpy and zipfile raise at headers that are none, damaged, or encrypted."""
 IMAGE_KEYS = ("arr_0", "images")
 LABEL_KEYS = ("arr_1", "labels")
 
@@ -133,7 +137,7 @@ def _member(path: Path, archive: zipfile.ZipFile, key: str) -> np.ndarray:
         with archive.open(info) as file:
             shape, fortran, dtype = _header(file)
             offset = file.tell()
-    except (ValueError, SyntaxError, struct.error, EOFError, RuntimeError, NotImplementedError):
+    except UNREADABLE:
         raise DataError(f"{path}: {key} is no array that can be read") from None
     if dtype.hasobject:
         raise DataError(f"{path}: {key} holds Python objects, which could run code; save numbers")

@@ -4,10 +4,11 @@ import os
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
-from diffit.data.images import MAX_FILE_BYTES, check_bytes, read_file
+from diffit.data.images import check_size, read_file
 from diffit.errors import DataError
 
 SUFFIXES = frozenset({
@@ -89,11 +90,10 @@ class Zip:
         self.path = path
         self._archive: zipfile.ZipFile | None = None
         self._owner = 0
-        infos = [info for info in self._open().infolist() if not info.is_dir()]
-        seen = [info for info in infos if not any(map(is_hidden, info.filename.split("/")))]
-        names = sorted(info.filename for info in seen)
-        self.hidden = len(infos) - len(seen)
-        self._check_names(names)
+        every = sorted(info.filename for info in self._open().infolist() if not info.is_dir())
+        self._check_names(every)
+        names = [name for name in every if not any(map(is_hidden, name.split("/")))]
+        self.hidden = len(every) - len(names)
         self.images = [name for name in names if is_image(name)]
         self.others = [name for name in names if not is_image(name)]
 
@@ -102,17 +102,12 @@ class Zip:
         info = archive.getinfo(name)
         if info.flag_bits & 1:
             raise DataError(f"{shown} is encrypted; repack the archive without a password")
-        if info.file_size > MAX_FILE_BYTES:
-            raise DataError(
-                f"{shown} is larger than {MAX_FILE_BYTES >> 20} MiB; scale it down first"
-            )
+        # zipfile never gives more than the announced size.
+        check_size(info.file_size, shown)
         try:
-            # zipfile never gives more than the announced size, which is bounded above.
-            return check_bytes(archive.read(info), shown)
+            return archive.read(info)
         except NotImplementedError:
-            raise DataError(
-                f"{shown} is compressed in a way Python cannot read; repack it"
-            ) from None
+            raise DataError(f"{shown}: this compression cannot be read; repack the zip") from None
         except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
             raise DataError(f"{shown} is damaged in the archive: {error}") from None
 
@@ -131,9 +126,10 @@ class Zip:
         return self._archive
 
     def _check_names(self, names: list[str]) -> None:
-        for name, following in zip(names, [*names[1:], None], strict=True):
+        for name, following in pairwise(names):
             if name == following:
                 raise DataError(f"{self.path} holds {printable(name)} twice; repack it")
+        for name in names:
             if name.startswith("/") or ".." in PurePosixPath(name).parts or "\\" in name:
                 raise DataError(f"{self.path} holds the path {printable(name)!r}; repack it")
 

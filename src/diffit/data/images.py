@@ -11,6 +11,7 @@ What an image file may hold, and what becomes of it:
 
 import io
 import os
+import stat
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -63,20 +64,22 @@ def read_file(path: Path, *, name: str | None = None) -> bytes:
     """The bytes of a file, bounded; DataError, with its name, if it cannot be read."""
     name = name or str(path)
     try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+            raise DataError(f"{name} is no ordinary file; remove it")
+        check_size(status.st_size, name)
         with path.open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
+            return file.read(MAX_FILE_BYTES)
     except OSError as error:
         raise DataError(f"{name} cannot be read: {error.strerror}") from None
-    return check_bytes(data, name)
 
 
-def check_bytes(data: bytes, name: str) -> bytes:
-    """``data`` if it may be an image file by its size alone."""
-    if not data:
+def check_size(size: int, name: str) -> None:
+    """DataError unless so many bytes can be an image file."""
+    if size == 0:
         raise DataError(f"{name} is empty; remove it or restore it")
-    if len(data) > MAX_FILE_BYTES:
+    if size > MAX_FILE_BYTES:
         raise DataError(f"{name} is larger than {MAX_FILE_BYTES >> 20} MiB; scale it down first")
-    return data
 
 
 def decode(data: bytes, *, name: str, background: Background = "white") -> Image.Image:
