@@ -118,11 +118,14 @@ class SamplingConfig(Settings):
         Another sampler takes nothing over that was meant for this one.
         """
         changes = {name: value for name, value in changes.items() if value is not None}
-        kept = self.model_dump()
-        if changes.get("sampler", self.sampler) != self.sampler:
-            for name in (*OPTIONS, *LEVEL_OPTIONS, "levels"):
-                del kept[name]
-        return SamplingConfig(**{**kept, **changes})
+        other = changes.get("sampler", self.sampler) != self.sampler
+        kept = self.for_any_sampler() if other else self
+        return SamplingConfig(**{**kept.model_dump(), **changes})
+
+    def for_any_sampler(self) -> "SamplingConfig":
+        """These settings without what only this sampler or its noise levels understand."""
+        own = {"levels", *OPTIONS, *LEVEL_OPTIONS}
+        return SamplingConfig(**self.model_dump(exclude=own))
 
     def sigmas(self, formulation: Formulation) -> Tensor:
         """The noise levels, (steps + 1,) float64, the last one 0; UsageError if they cannot be."""

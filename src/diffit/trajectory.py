@@ -129,14 +129,20 @@ def picture(trajectory: Trajectory, *, columns: int = 10, rows: int = 4) -> byte
                      "wspace": 0.06, "hspace": 0.06},
     )  # fmt: skip
     for axis in axes.flat:
-        axis.axis("off")
+        axis.set_xticks([])
+        axis.set_yticks([])
+        axis.spines[:].set_visible(False)
     for row in range(shown):
         steps = [*path.estimates[:, row], path.images[row]]
         for axis, image in zip(axes[row], steps, strict=True):
             axis.imshow(_pixels(image), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    for axis in axes[shown:, -1]:
+        axis.set_visible(False)
     for row, maps in enumerate(path.attention.values(), start=shown):
         for axis, weights in zip(axes[row], maps[:, 0], strict=False):
-            axis.imshow(weights.numpy(), cmap="magma", vmin=0, interpolation="nearest")
+            axis.set_facecolor("#eeeeee")  # shows where a window ends: beyond it all weights are 0
+            inside = np.ma.masked_equal(weights.numpy(), 0)
+            axis.imshow(inside, cmap="magma", vmin=0, interpolation="nearest")
     for axis, sigma in zip(axes[0], (*path.sigmas, 0.0), strict=True):
         axis.set_title(f"σ = {sigma:.2g}" if sigma else "drawn", fontsize=8, color="#444444")
     names = ["estimate"] + [""] * (shown - 1) + _titles(path.attention)
