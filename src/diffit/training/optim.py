@@ -109,7 +109,8 @@ def load_optimizer_tensors(
         p = parameters[name]
         # The step counter stays where the optimiser put it: beside the weights when fused.
         on = p.device if quantity != "step" or _is_fused(optimizer) else torch.device("cpu")
-        optimizer.state[p][quantity] = value.to(on)
+        # Copied: the tensors of a file may be views of it, which would keep it open.
+        optimizer.state[p][quantity] = value.to(on, copy=True)
 
 
 def _is_fused(optimizer: torch.optim.Optimizer) -> bool:

@@ -3,10 +3,16 @@
 from pathlib import Path
 
 import torch
+from torch import nn
 
+from diffit.codecs import build_codec
 from diffit.data import Dataset, open_data
+from diffit.diffusion.denoiser import Denoiser
+from diffit.diffusion.formulation import build_formulation
 from diffit.diffusion.loss import LOSS_WEIGHTS, LossWeight
 from diffit.errors import ConfigError
+from diffit.generation import check
+from diffit.model import Model
 from diffit.sealed import clear_leftovers
 from diffit.training.ema import Averages
 from diffit.training.settings import RunConfig
@@ -40,6 +46,8 @@ def complete(config: RunConfig, dataset: Dataset) -> RunConfig:
             f"the images are {_shape(dataset.shape)}, but model.network takes "
             f"{_shape(model.network.shape)}; set data.size and data.channels, or the network's"
         )
+    _refuse_missing_inputs(config)
+    _refuse_sampling(config)
     classes = model.network.classes
     if not classes:
         return config
@@ -86,6 +94,32 @@ def loss_weight(state: State, config: RunConfig) -> LossWeight | None:
         return None
     keywords = {} if train.loss_gamma is None else {"gamma": train.loss_gamma}
     return LOSS_WEIGHTS[train.loss_weight](state.model.formulation, **keywords)
+
+
+def _refuse_missing_inputs(config: RunConfig) -> None:
+    """ConfigError if the network cannot be told what training wants to tell it."""
+    network = config.model.network
+    if config.data.augment and not getattr(network, "augment", False):
+        raise ConfigError(
+            f"data.augment needs model.network.augment: {network.name} must be told what was "
+            "done to an image, or it draws such images; set data.augment 0"
+        )
+    if network.classes and config.train.label_dropout and not network.null_class:
+        raise ConfigError(
+            "train.label_dropout needs model.network.null_class, the vector for no class; set "
+            "train.label_dropout 0"
+        )
+
+
+def _refuse_sampling(config: RunConfig) -> None:
+    """ConfigError if the model could not be sampled as its configuration recommends."""
+    model = config.model
+    # The settings are enough to tell: no weights are made for it.
+    denoiser = Denoiser(nn.Identity(), build_formulation(model.formulation))
+    try:
+        check(Model(denoiser, build_codec(model.codec), model), config.sampling)
+    except ValueError as error:
+        raise ConfigError(f"sampling: {error}") from None
 
 
 def _shape(shape: tuple[int, int, int]) -> str:

@@ -1,0 +1,118 @@
+"""`diffit info WHAT`: what a preset, a configuration file, a run or a checkpoint is."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from pydantic import BaseModel
+
+from diffit.checkpoint import checkpoints, newest, weights_in
+from diffit.config import Settings, parse, read_yaml
+from diffit.errors import CheckpointError
+from diffit.networks import NetworkConfig, build_network
+from diffit.networks.count import count_macs, count_parameters
+from diffit.sealed import CONFIG, STATE, read_state
+from diffit.training.console import duration
+from diffit.training.folder import is_run
+from diffit.training.presets import read_config
+from diffit.training.settings import RunConfig
+
+
+class Args(Settings):
+    """Say what a checkpoint, a run or a preset is."""
+
+    what: tyro.conf.Positional[str]
+    """A preset, a configuration file, the folder of a run, or a checkpoint."""
+
+
+def run(args: Args) -> None:
+    """Print one fact per line."""
+    path = Path(args.what)
+    facts: dict[str, str] = {}
+    if path.is_dir():
+        config = _config_in(path)
+        facts |= _stored(path)
+    else:
+        config = read_config(args.what)
+    facts = _described(config) | facts
+    width = max(map(len, facts))
+    for name, text in facts.items():
+        print(f"{name:{width}}  {text}")
+
+
+def _config_in(folder: Path) -> RunConfig:
+    if not (folder / CONFIG).is_file():
+        raise CheckpointError(f"{folder} is no run and no checkpoint: it has no {CONFIG}")
+    settings = read_yaml(folder / CONFIG)
+    settings.setdefault("data", {"path": ""})  # an exported model has no data
+    return parse(RunConfig, settings, source=str(folder / CONFIG))
+
+
+def _described(config: RunConfig) -> dict[str, str]:
+    model, train = config.model, config.train
+    network = model.network
+    rows, columns = network.shape[1:]
+    names = ", ".join(model.class_names[:10]) + (" ..." if len(model.class_names) > 10 else "")
+    classes = f"{network.classes} {f'({names})' if names else ''}" if network.classes else "none"
+    return {
+        "network": f"{network.name}, {rows} x {columns}, channels {network.channels}",
+        "parameters": f"{_parameters(network):,}",
+        "cost": f"{_readable(count_macs(network))} multiplications a forward pass and image",
+        "formulation": _differing(model.formulation),
+        "classes": classes.strip(),
+        "data": config.data.path or "not named yet",
+        "training": f"{train.images:,} images in batches of {train.batch}, {train.optimizer}, "
+        f"learning rate {train.lr:g}, {train.precision}",
+        "averages": ", ".join(train.ema.names) or "none",
+        "sampling": _differing(config.sampling, "sampler", "steps"),
+    }
+
+
+def _stored(folder: Path) -> dict[str, str]:
+    """What is known of a folder that holds trained weights."""
+    facts = {}
+    if is_run(folder):
+        found = newest(folder)
+        facts["checkpoints"] = ", ".join(p.name for p in checkpoints(folder)) or "none yet"
+        if found.damaged:
+            facts["damaged"] = "; ".join(found.damaged.values())
+        if found.folder is None:
+            return facts
+        folder = found.folder
+    if not (folder / STATE).exists():
+        raise CheckpointError(f"{folder} is no checkpoint: it has no {STATE}")
+    state = read_state(folder)
+    first, *others = weights_in(folder)
+    facts["weights"] = ", ".join([f"{first} (by default)", *others])
+    if "images" in state:
+        facts["trained"] = f"{state['images']:,} images"
+    if "seconds" in state:
+        facts["trained"] += f" in {duration(state['seconds'])}"
+    return facts
+
+
+def _parameters(network: NetworkConfig) -> int:
+    with torch.device("meta"):
+        return count_parameters(build_network(network))
+
+
+def _readable(count: int) -> str:
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if count >= size:
+            return f"{count / size:.4g} {letter}"
+    return str(count)
+
+
+def _differing(settings: BaseModel, *always: str) -> str:
+    """The name of a kind of settings, and those values that are not its defaults."""
+    kind = type(settings).model_fields
+    name: Any = getattr(settings, "name", None)
+    values = {
+        field: getattr(settings, field)
+        for field in kind
+        if field != "name"
+        and (field in always or getattr(settings, field) != kind[field].get_default())
+    }
+    listed = [f"{field} {value}" for field, value in values.items()]
+    return ", ".join([name, *listed] if name else listed)
