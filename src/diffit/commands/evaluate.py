@@ -3,7 +3,7 @@
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -33,6 +33,7 @@ from diffit.evaluation.protocols import (
     read_statistics,
     write_statistics,
 )
+from diffit.samples import RECORD
 
 
 class Args(Settings):
@@ -77,7 +78,10 @@ def run(args: Args) -> None:
         device=pick_device(args.device),
     )
     _check_layout(args, features)
-    samples = open_dataset(args.samples, channels=args.channels)
+    images, record = find_samples(args.samples)
+    generation = read_generation(record)
+    samples = open_dataset(images, channels=args.channels)
+    _check_complete(args.samples, samples, generation)
     reference = None if args.reference is None else _open_reference(args, args.reference)
     if reference is None:
         _only_statistics(args, features, samples)
@@ -94,12 +98,25 @@ def run(args: Args) -> None:
             ours,
             reference,
             path=str(args.reference),
-            generation=read_generation(Path(args.samples)),
+            generation=generation,
             progress=bars.show,
         )
     if args.out is not None:
         write_passport(args.out, passport)
     show(passport, Console())
+
+
+def find_samples(name: str) -> tuple[str, Path | None]:
+    """Where the images of ``name`` are, and the record of how they were drawn if there is one.
+
+    A folder written by `diffit sample` holds `samples.json` and the images in a folder below.
+    """
+    path = Path(name)
+    if (path / RECORD).is_file() and (path / "images").is_dir():
+        return str(path / "images"), path / RECORD
+    beside = path.absolute().parent / RECORD
+    ours = path.name == "images" or path.suffix in (".zip", ".npz")
+    return name, beside if ours and path.exists() and beside.is_file() else None
 
 
 def show(passport: Passport, console: Console) -> None:
@@ -146,6 +163,14 @@ def _check_files(args: Args) -> None:
             raise UsageError(
                 f"--protocol {args.protocol} is for inception; {args.features} has one resizing"
             )
+
+
+def _check_complete(name: str, samples: Dataset, generation: dict[str, Any]) -> None:
+    planned = generation.get("count")
+    if isinstance(planned, int) and len(samples) < planned:
+        raise UsageError(
+            f"{name} holds {len(samples)} of {planned} images; let `diffit sample` finish it first"
+        )
 
 
 def _check_layout(args: Args, features: Extractor) -> None:

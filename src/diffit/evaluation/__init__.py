@@ -3,7 +3,8 @@
     passport = evaluate(samples, reference, features=open_features("digits-cnn"))
     passport.value("fd")
 
-Nothing here knows of models: samples are images, from files or from memory.
+Nothing here knows of models: samples are images, from `open_dataset` or, in memory, as
+`diffit.data.Arrays`.
 """
 
 from collections.abc import Mapping
@@ -200,18 +201,9 @@ def _feature_info(features: Extractor) -> FeatureInfo:
 def _notes(
     what: Plan, ours: Measured, theirs: Measured | None, known: Statistics | None
 ) -> list[str]:
-    features = what.features
-    notes = list(features.notes)
-    if "fd" in what.metrics and ours.count <= features.dims:
-        notes.append(
-            f"{ours.count} samples are too few for {features.dims} dimensions: their covariance "
-            f"is singular, and {features.distance} is far too large"
-        )
-    elif "fd" in what.metrics and ours.count < FEW:
-        notes.append(
-            f"{features.distance} of {ours.count} samples is biased upward; compare it only with "
-            "figures from as many"
-        )
+    notes = list(what.features.notes)
+    if "fd" in what.metrics:
+        notes += _frechet_notes(what.features, ours.count, _reference_moments(theirs, known)[1])
     for name, side in (("samples", ours), ("reference images", theirs)):
         if side is not None and side.kept is not None and len(side.kept) < side.count:
             notes.append(
@@ -224,6 +216,22 @@ def _notes(
         )
     if theirs is not None and theirs.hash == ours.hash:
         notes.append("samples and reference are the same images")
+    return notes
+
+
+def _frechet_notes(features: Extractor, samples: int, reference: int | None) -> list[str]:
+    """What few images do to a Frechet distance."""
+    notes = [
+        f"{count} {name} are too few for {features.dims} dimensions: their covariance is "
+        f"singular, and {features.distance} is far too large"
+        for name, count in (("samples", samples), ("reference images", reference))
+        if count is not None and count <= features.dims
+    ]
+    if not notes and samples < FEW:
+        notes.append(
+            f"{features.distance} of {samples} samples is biased upward; compare it only with "
+            "figures from as many"
+        )
     return notes
 
 

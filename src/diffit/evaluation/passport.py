@@ -1,7 +1,6 @@
 """The passport of a measurement: every figure with all that it depends on, as JSON."""
 
 import json
-import os
 import platform
 from pathlib import Path
 from typing import Any, Literal
@@ -12,12 +11,11 @@ from pydantic import ValidationError
 
 import diffit
 from diffit.config import Settings
+from diffit.data.images import write_atomic
 from diffit.errors import DataError
 from diffit.evaluation.intervals import Interval
 
 FORMAT = "diffit-passport-1"
-SAMPLES_RECORD = "samples.json"
-"""What `diffit sample` leaves beside its images: how they were drawn."""
 
 
 class Figure(Settings):
@@ -87,19 +85,8 @@ class Passport(Settings):
 
 def write_passport(path: Path, passport: Passport) -> None:
     """Write a passport as JSON; the file appears only when complete."""
-    partial = path.with_name(f"{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("w", encoding="utf-8") as file:
-            json.dump(passport.model_dump(mode="json"), file, indent=1, allow_nan=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        raise DataError(f"{path} cannot be written: {error.strerror or error}") from None
-    finally:
-        partial.unlink(missing_ok=True)
+    text = json.dumps(passport.model_dump(mode="json"), indent=1, allow_nan=False) + "\n"
+    write_atomic(path, text.encode())
 
 
 def read_passport(path: Path) -> Passport:
@@ -115,11 +102,9 @@ def read_passport(path: Path) -> Passport:
         raise DataError(f"{path} is a damaged passport, see {place!r}; measure again") from None
 
 
-def read_generation(samples: Path) -> dict[str, Any]:
-    """What `diffit sample` recorded beside the images at ``samples``; empty where there is none."""
-    place = samples if samples.is_dir() else samples.parent
-    record = place / SAMPLES_RECORD
-    return _read_json(record) if record.is_file() else {}
+def read_generation(record: Path | None) -> dict[str, Any]:
+    """How samples were drawn, from the file that `diffit sample` wrote; empty if there is none."""
+    return {} if record is None else _read_json(record)
 
 
 def versions() -> dict[str, str]:
@@ -139,7 +124,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise DataError(f"{path} does not exist") from None
     except (OSError, UnicodeDecodeError, ValueError, RecursionError):
-        raise DataError(f"{path} is no valid JSON") from None
+        raise DataError(f"{path} is no valid JSON; write it again") from None
     if not isinstance(data, dict):
         raise DataError(f"{path} must hold a JSON object")
     return data
