@@ -438,7 +438,7 @@ def test_an_image_of_another_size_is_named_with_the_way_out(tmp_path: Path) -> N
 def test_colour_in_a_grey_set_is_named_with_the_way_out(tmp_path: Path) -> None:
     files = {f"{i:03d}.png": png(picture(mode="L")) for i in range(200)}
     put(tmp_path, {**files, "001.png": png()})
-    dataset = open_dataset(tmp_path)  # the 64 images looked at first are all grey
+    dataset = open_dataset(tmp_path)  # the images looked at first are all grey
     with pytest.raises(DataError, match=r"001\.png has colour.*set data\.channels: 3"):
         dataset[1]
 

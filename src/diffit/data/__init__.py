@@ -76,6 +76,7 @@ def open_dataset(
     channels: Literal[1, 3] | None = None,
     labels: bool = True,
     background: Background = "white",
+    strict: bool = True,
 ) -> Dataset:
     """The images at ``path``; DataError if it is unclear what they are.
 
@@ -86,6 +87,8 @@ def open_dataset(
         channels: 1 (grey) or 3 (RGB) to convert; None: as the images are.
         labels: whether to use the classes of the set.
         background: what transparent parts become.
+        strict: whether a damaged image is refused at once if it is among those looked at first;
+            each is refused with its name when it is read.
     """
     if str(path).startswith(PREFIX):
         name = str(path).removeprefix(PREFIX)
@@ -93,7 +96,12 @@ def open_dataset(
     if is_npz(path):
         return open_npz(Path(path).expanduser(), size=size, channels=channels, labels=labels)
     return ImageSet(
-        open_files(path), size=size, channels=channels, labels=labels, background=background
+        open_files(path),
+        size=size,
+        channels=channels,
+        labels=labels,
+        background=background,
+        strict=strict,
     )
 
 

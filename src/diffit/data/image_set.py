@@ -1,5 +1,7 @@
 """A folder or zip of image files as a data set."""
 
+from PIL import Image
+
 from diffit.data.crop import center_crop
 from diffit.data.example import Example
 from diffit.data.files import Files, printable
@@ -7,7 +9,7 @@ from diffit.data.images import Background, decode, to_array
 from diffit.data.labels import Labels, find_labels
 from diffit.errors import DataError
 
-PROBES = 64
+PROBES = 16
 """How many images, evenly spread, are looked at to tell a grey set from a coloured one."""
 
 
@@ -24,6 +26,7 @@ class ImageSet:
         channels: 1 or 3 to convert; None: 3 if any of the images looked at first has colour.
         labels: whether to give out labels, where there are any.
         background: what transparent parts become.
+        strict: whether a damaged image is refused at once if it is among those looked at first.
     """
 
     def __init__(
@@ -34,6 +37,7 @@ class ImageSet:
         channels: int | None = None,
         labels: bool = True,
         background: Background = "white",
+        strict: bool = True,
     ) -> None:
         if not files.images:
             raise DataError(_empty(files))
@@ -43,19 +47,15 @@ class ImageSet:
         self._channels = channels
         self._background: Background = background
         self.classes = self._labels.classes
-        self.shape = self._probe()
+        self.shape = self._probe(strict)
 
     def __len__(self) -> int:
         return len(self.files.images)
 
     def __getitem__(self, i: int) -> Example:
-        name = self.files.images[i]
-        shown = self.files.shown(name)
-        image = decode(self.files.read(name), name=shown, background=self._background)
+        image, shown = self._image(i), self.files.shown(self.files.images[i])
         if self._channels is None and self.shape[0] == 1 and image.mode != "L":
             raise DataError(f"{shown} has colour, the first images are grey; set data.channels: 3")
-        if self._size is not None:
-            image = center_crop(image, self._size, name=shown)
         _, height, width = self.shape
         if image.size != (width, height):
             raise DataError(
@@ -68,20 +68,35 @@ class ImageSet:
         """The label of example i, without reading its image."""
         return self._labels.values[i] if self._labels.values else None
 
-    def _probe(self) -> tuple[int, int, int]:
-        names = self.files.images
-        count = 1 if self._channels is not None else min(PROBES, len(names))
-        channels, size = self._channels or 1, (0, 0)
-        for k in range(count):
-            name = names[k * len(names) // count]
-            image = decode(self.files.read(name), name=self.files.shown(name))
-            size = image.size if k == 0 else size
-            if self._channels is None and image.mode != "L":
-                channels = 3
-            if k == 0 and self._size is not None:
-                center_crop(image, self._size, name=self.files.shown(name))
-        width, height = (self._size, self._size) if self._size is not None else size
-        return channels, height, width
+    def _probe(self, strict: bool) -> tuple[int, int, int]:
+        """(C, H, W) from some images, evenly spread from the first on."""
+        looks: list[tuple[str, tuple[int, int]]] = []
+        refusal: DataError | None = None
+        for k in range(count := min(PROBES, len(self))):
+            try:
+                looks.append(self._look(k * len(self) // count))
+            except DataError as error:
+                if strict:
+                    raise
+                refusal = refusal or error
+            if looks and self._channels is not None:
+                break  # nothing more to find out
+        if not looks and refusal is not None:
+            raise refusal
+        coloured = any(mode != "L" for mode, _ in looks)
+        width, height = looks[0][1]
+        return self._channels or (3 if coloured else 1), height, width
+
+    def _look(self, i: int) -> tuple[str, tuple[int, int]]:
+        image = self._image(i)
+        return image.mode, image.size
+
+    def _image(self, i: int) -> Image.Image:
+        """Example i as mode L or RGB, cropped and resized if that is asked for."""
+        name = self.files.images[i]
+        shown = self.files.shown(name)
+        image = decode(self.files.read(name), name=shown, background=self._background)
+        return image if self._size is None else center_crop(image, self._size, name=shown)
 
 
 def _empty(files: Files) -> str:

@@ -51,7 +51,7 @@ def pack(
     if not out.parent.is_dir():
         raise DataError(f"there is no folder {out.parent}; make it first")
     dataset = open_dataset(
-        source, size=size, channels=channels, labels=labels, background=background
+        source, size=size, channels=channels, labels=labels, background=background, strict=False
     )
     plan = {
         "source": str(Path(source).absolute()),
