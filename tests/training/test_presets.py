@@ -1,0 +1,86 @@
+"""Every preset parses, builds, and has the parameters that its first line states."""
+
+import re
+
+import pytest
+import torch
+
+from diffit.errors import ConfigError
+from diffit.networks import build_network
+from diffit.networks.count import count_parameters
+from diffit.training.prepare import complete, open_training_data
+from diffit.training.presets import presets, read_config
+
+NAMES = list(presets())
+
+PUBLISHED = {
+    "latent-diffit-xl-2-256": 561_035_232,
+    "latent-diffit-xl-2-512": 562_382_816,
+}
+PLAIN = {
+    "diffit-cifar10": 15_812_651,
+    "diffit-cifar10-deep": 28_633_043,
+    "diffit-ffhq64": 23_144_115,
+    "diffit-ffhq64-deep": 44_160_499,
+}
+"""Without the augmentation label, which the paper's counts leave out."""
+
+
+def parameters(network):
+    with torch.device("meta"):
+        return count_parameters(build_network(network))
+
+
+def test_the_presets_are_all_there():
+    sizes = [f"{k}-{s}-2-256" for k in ("latent-diffit", "dit") for s in ("s", "b", "l", "xl")]
+    sizes += [f"latent-diffit-{s}-2-512" for s in ("s", "b", "l", "xl")]
+    small = ["diffit-cifar10-small", "diffit-digits", "diffit-patches"]
+    tiny = ["tiny-diffit", "tiny-latent-diffit", "tiny-dit"]
+    assert set(NAMES) == {*sizes, *PLAIN, *small, *tiny}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_preset_has_the_parameters_that_it_states(name):
+    config = read_config(name)
+    stated = re.search(r"(\d+(?:\.\d)?) ([Mk]) param", presets()[name])
+    unit = {"M": 1e6, "k": 1e3}[stated[2]]
+    digits = 1 if "." in stated[1] else 0
+    assert round(parameters(config.model.network) / unit, digits) == float(stated[1])
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_largest_models_have_the_published_parameters(name):
+    assert parameters(read_config(name).model.network) == PUBLISHED[name]
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_image_space_models_have_the_parameters_of_the_paper(name):
+    network = read_config(name).model.network
+    assert network.augment
+    assert parameters(network.model_copy(update={"augment": False})) == PLAIN[name]
+
+
+def test_the_small_one_is_small():
+    assert parameters(read_config("diffit-cifar10-small").model.network) <= 7_500_000
+
+
+@pytest.mark.parametrize(
+    "name", ["diffit-digits", "diffit-patches", "tiny-diffit", "tiny-latent-diffit", "tiny-dit"]
+)
+def test_presets_with_built_in_data_fit_it(name):
+    config = read_config(name)
+    named = complete(config, open_training_data(config))
+    assert len(named.model.class_names) == config.model.network.classes
+
+
+@pytest.mark.parametrize("name", ["diffit-cifar10", "latent-diffit-xl-2-256"])
+def test_presets_without_data_ask_for_it(name):
+    with pytest.raises(ConfigError, match=r"data\.path is empty|works on latents"):
+        open_training_data(read_config(name))
+
+
+def test_a_name_that_is_none_gets_the_nearest():
+    with pytest.raises(ConfigError, match="did you mean 'diffit-cifar10'"):
+        read_config("difit-cifar10")
+    with pytest.raises(ConfigError, match=r"faces\.yaml does not exist"):
+        read_config("faces.yaml")
