@@ -116,18 +116,23 @@ def begin(out: Path, plan: Plan) -> None:
             raise UsageError(f"--out {out} holds images but no {RECORD}; name a new folder")
     else:
         refuse_other(out, before, plan)
-    for leftover in out.rglob(".*.partial"):
-        leftover.unlink(missing_ok=True)
+    clear_leftovers(out)
     if before is None or before.count < plan.count:
         text = json.dumps(plan.model_dump(mode="json", exclude_none=True), indent=1) + "\n"
         write_atomic(out / RECORD, text.encode())
+
+
+def clear_leftovers(out: Path) -> None:
+    """Remove what an interruption left half written."""
+    for path in out.rglob(".*.partial"):
+        path.unlink(missing_ok=True)
 
 
 def read_plan(out: Path) -> Plan | None:
     """The plan in a folder, None if there is none yet; UsageError if it is damaged."""
     try:
         return Plan.model_validate_json((out / RECORD).read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValidationError):
         raise UsageError(f"{out / RECORD} is damaged; name a new folder") from None

@@ -27,6 +27,7 @@ from diffit.samples import (
     available_cores,
     begin,
     class_names,
+    clear_leftovers,
     image_shape,
     missing,
     read_plan,
@@ -107,6 +108,7 @@ def run(args: Args) -> None:
     try:
         draw_missing(args, plan, todo, (model, reference))
     except KeyboardInterrupt:
+        clear_leftovers(args.out)
         left = len(missing(args.out, plan, model)) * plan.sampling.unit
         print(
             f"diffit: about {left} of {plan.count} images are still to be drawn; repeat the "

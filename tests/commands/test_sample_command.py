@@ -1,0 +1,465 @@
+"""`diffit sample` as a user runs it: the same bytes whatever happens, and one line per mistake."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from diffit.checkpoint import save_model
+from diffit.cli import main
+from diffit.data import open_dataset
+from diffit.generation import generate
+from diffit.model import build_model
+from diffit.samples import read_plan
+from diffit.sampling import SamplingConfig
+from tiny import tiny_run
+
+SMALL = ["--steps", "3", "--threads", "1"]
+
+
+def make_checkpoint(folder: Path, *, seed: int = 0, classes: int = 10, channels: int = 1) -> Path:
+    """A DiffiT with random weights; its checkpoint recommends heun with guidance 1.5."""
+    config = tiny_run(network={"classes": classes, "channels": channels})
+    sampling = SamplingConfig(steps=4, guidance=1.5 if classes else 1.0, churn=1.0, unit=4)
+    names = ("zero", "one", "two", *"3456789") if classes else ()
+    named = config.model.model_copy(update={"class_names": names})
+    config = config.model_copy(update={"sampling": sampling, "model": named})
+    model = build_model(config.model, seed=seed)
+    source = torch.Generator().manual_seed(seed)
+    tensors = {
+        name: tensor + 0.1 * torch.randn(tensor.shape, generator=source)
+        for name, tensor in model.network.state_dict().items()
+    }
+    twice = {name: 2 * tensor for name, tensor in tensors.items()}
+    save_model(folder, config, {"model": tensors, "ema-1": twice}, {"images": 7})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("sample") / "checkpoint")
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint without classes."""
+    return make_checkpoint(tmp_path_factory.mktemp("sample") / "plain", classes=0, channels=3)
+
+
+def sample(checkpoint: Path, out: Path, *options: str) -> int:
+    return main(["sample", str(checkpoint), "--out", str(out), *SMALL, *options])
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    """Every file but the record, which says which command was typed."""
+    files = [p for p in out.rglob("*") if p.is_file() and p.name != "samples.json"]
+    return {str(p.relative_to(out)): p.read_bytes() for p in files}
+
+
+@pytest.fixture(scope="module")
+def whole(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten images, drawn without interruption."""
+    out = tmp_path_factory.mktemp("sample") / "whole"
+    assert sample(checkpoint, out, "--count", "10") == 0
+    return out
+
+
+def test_images_are_those_of_the_library(checkpoint: Path, whole: Path) -> None:
+    import diffit
+
+    model = diffit.load(checkpoint)
+    drawn = generate(model, range(10), labels=range(10), steps=3)
+    files = open_dataset(whole / "images")
+    assert files.classes == model.config.class_names
+    for i in range(10):
+        assert np.array_equal(files[i].image, drawn[i].numpy())
+        assert files[i].label == i
+
+
+def test_everything_is_there(whole: Path) -> None:
+    assert sorted(contents(whole)) == sorted(
+        [*(f"images/{i:06d}.png" for i in range(10)), "images/dataset.json", "grid.png"]
+    )
+    assert Image.open(whole / "grid.png").size == (10 * 66 - 2, 64)
+
+
+def test_the_record_suffices_to_draw_again(whole: Path, tmp_path: Path) -> None:
+    record = json.loads((whole / "samples.json").read_text())
+    plan = read_plan(whole)
+    assert plan is not None
+    assert plan.sampling.churn == 1.0  # recommended by the checkpoint
+    assert plan.sampling.steps == 3  # asked for
+    assert record["versions"]["torch"] == torch.__version__
+    sampling = record["sampling"]
+    options = [f"--{k.replace('_', '-')}={v}" for k, v in sampling.items() if k != "clip"]
+    again = [
+        "sample", record["weights"]["checkpoint"], "--weights", record["weights"]["name"],
+        "--seed", str(record["seed"]), "--count", str(record["count"]),
+        "--threads", str(record["threads"]), "--device", record["device"],
+        "--labels", ",".join(map(str, record["labels"])), *options, "--out", str(tmp_path / "x"),
+    ]  # fmt: skip
+    assert main(again) == 0
+    assert contents(tmp_path / "x") == contents(whole)
+
+
+def test_two_processes_write_the_same_bytes(checkpoint: Path, whole: Path, tmp_path: Path) -> None:
+    assert sample(checkpoint, tmp_path / "x", "--count", "10", "--processes", "2") == 0
+    assert contents(tmp_path / "x") == contents(whole)
+
+
+def test_a_folder_may_grow(
+    checkpoint: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "x"
+    assert sample(checkpoint, out, "--count", "3") == 0
+    assert len(open_dataset(out / "images")) == 3
+    assert sample(checkpoint, out, "--count", "10") == 0
+    assert contents(out) == contents(whole)
+    assert read_plan(out).count == 10  # type: ignore[union-attr]
+    assert sample(checkpoint, out, "--count", "9") == 2
+    assert "is for 10 images, more than 9" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damage", [b"", b"\x89PNG\r\n", None])
+def test_what_is_lost_or_damaged_is_drawn_again(
+    checkpoint: Path, whole: Path, tmp_path: Path, damage: bytes | None
+) -> None:
+    out = tmp_path / "x"
+    assert sample(checkpoint, out, "--count", "10") == 0
+    hurt = out / "images" / "000005.png"
+    other = (out / "images" / "000001.png").stat().st_mtime_ns
+    hurt.unlink() if damage is None else hurt.write_bytes(damage)
+    (out / "images" / ".000006.png.1.partial").write_bytes(b"half")
+    assert sample(checkpoint, out, "--count", "10") == 0
+    assert contents(out) == contents(whole)
+    assert (out / "images" / "000001.png").stat().st_mtime_ns == other  # its unit was whole
+
+
+def start(checkpoint: Path, out: Path, *options: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "diffit", "sample", str(checkpoint), "--out", str(out)]
+    return subprocess.Popen(
+        [*command, *SMALL, *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for(path: Path, process: subprocess.Popen) -> None:
+    for _ in range(1200):
+        if path.exists():
+            return
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    raise AssertionError(f"{path} never came")
+
+
+def unwatched(processes: int) -> list[str]:
+    return ["--count", "200", "--processes", str(processes), "--guidance", "1.2"]
+
+
+@pytest.fixture(scope="module")
+def two_hundred(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("sample") / "two-hundred"
+    assert sample(checkpoint, out, *unwatched(1)) == 0
+    return out
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_killed_run_is_continued(
+    checkpoint: Path, two_hundred: Path, tmp_path: Path, processes: int
+) -> None:
+    out = tmp_path / "x"
+    process = start(checkpoint, out, *unwatched(processes))
+    wait_for(out / "images" / "000009.png", process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate(timeout=60)
+    done = len(list((out / "images").glob("0*.png")))
+    assert 0 < done < 200
+    assert not (out / "grid.png").exists()
+    assert sample(checkpoint, out, *unwatched(1)) == 0
+    assert contents(out) == contents(two_hundred)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_ctrl_c_says_how_to_continue_and_leaves_nobody_behind(
+    checkpoint: Path, tmp_path: Path, processes: int
+) -> None:
+    out = tmp_path / "x"
+    process = start(checkpoint, out, *unwatched(processes))
+    wait_for(out / "images" / "000009.png", process)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of them
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "of 200 images are still to be drawn; repeat the command to continue" in errors
+    assert "Traceback" not in errors
+    assert not left_running(process.pid)
+    assert not list(out.rglob("*.partial"))
+
+
+def left_running(group: int) -> list[str]:
+    """What still runs of a process group after a moment."""
+    for _ in range(100):
+        listed = subprocess.run(
+            ["ps", "-o", "stat=,args=", "-g", str(group)], capture_output=True, text=True
+        ).stdout.splitlines()
+        alive = [line for line in listed if not line.startswith("Z")]
+        if not alive:
+            return []
+        time.sleep(0.1)
+    return alive
+
+
+def test_a_worker_that_dies_is_reported(checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "x"
+    process = start(checkpoint, out, *unwatched(2))
+    wait_for(out / "images" / "000009.png", process)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    if not children.exists():
+        process.kill()
+        process.communicate()
+        pytest.skip("the children of a process cannot be listed here")
+    # the first child is multiprocessing's resource tracker or a worker, the last one a worker
+    os.kill(int(children.read_text().split()[-1]), signal.SIGKILL)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "a worker process ended before its work was done" in errors
+    assert "Traceback" not in errors
+
+
+def test_npz_and_zip_hold_the_same_images(checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "x"
+    assert sample(checkpoint, out, "--count", "5", "--labels", "2,one", "--npz", "--zip") == 0
+    with np.load(out / "samples.npz") as arrays:
+        assert arrays["arr_0"].shape == (5, 8, 8, 1)
+        assert arrays["arr_0"].dtype == np.uint8
+        assert arrays["arr_1"].tolist() == [2, 1, 2, 1, 2]
+        for kind in ("images", "samples.zip"):
+            files = open_dataset(out / kind)
+            assert [files[i].label for i in range(5)] == [2, 1, 2, 1, 2]
+            images = np.stack([files[i].image for i in range(5)])
+            assert np.array_equal(images.transpose(0, 2, 3, 1), arrays["arr_0"])
+    first = contents(out)
+    assert sample(checkpoint, out, "--count", "5", "--labels", "2,one", "--npz", "--zip") == 0
+    assert contents(out) == first
+
+
+def test_models_without_classes_and_with_colours(plain: Path, tmp_path: Path) -> None:
+    out = tmp_path / "x"
+    assert sample(plain, out, "--count", "3", "--npz", "--trajectory") == 0
+    with np.load(out / "samples.npz") as arrays:
+        assert arrays["arr_0"].shape == (3, 8, 8, 3)
+        assert "arr_1" not in arrays
+    assert open_dataset(out / "images").classes == ()
+    assert Image.open(out / "trajectory.png").size[0] > 200
+
+
+def pngs(out: Path) -> list[bytes]:
+    return [p.read_bytes() for p in sorted((out / "images").glob("*.png"))]
+
+
+@pytest.mark.parametrize(
+    ("text", "labels"),
+    [
+        ("3", (3,)),
+        ("0-2", (0, 1, 2)),
+        ("zero,9", (0, 9)),
+        ("one", (1,)),
+        ("all", tuple(range(10))),
+        ("none", (None,)),
+        (" 1 , two ", (1, 2)),
+    ],
+)
+def test_labels_are_numbers_ranges_or_names(
+    text: str, labels: tuple, checkpoint: Path, tmp_path: Path
+) -> None:
+    assert sample(checkpoint, tmp_path / "x", "--count", "1", "--labels", text, "--steps=1") == 0
+    assert read_plan(tmp_path / "x").labels == labels  # type: ignore[union-attr]
+
+
+def test_weights_and_reference_matter(checkpoint: Path, tmp_path: Path) -> None:
+    other = make_checkpoint(tmp_path / "other", seed=1)
+    assert sample(checkpoint, tmp_path / "a", "--count", "4") == 0
+    assert sample(checkpoint, tmp_path / "b", "--count", "4", "--weights", "ema-1") == 0
+    assert sample(checkpoint, tmp_path / "c", "--count", "4", "--reference", str(other)) == 0
+    assert pngs(tmp_path / "a") != pngs(tmp_path / "b")
+    assert pngs(tmp_path / "a") != pngs(tmp_path / "c")
+    plan = read_plan(tmp_path / "c")
+    assert plan is not None
+    assert plan.reference is not None
+    assert plan.reference.checkpoint == str(other)
+
+
+def test_another_sampler_forgets_what_was_recommended_for_the_first(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    assert sample(checkpoint, tmp_path / "x", "--count", "1", "--sampler", "ddim") == 0
+    plan = read_plan(tmp_path / "x")
+    assert plan is not None
+    assert (plan.sampling.churn, plan.sampling.guidance) == (None, 1.5)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--seed", "1"], "was begun with seed 0, not 1"),
+        (["--steps", "4"], "was begun with steps 3, not 4"),
+        (["--guidance", "2"], "was begun with guidance 1.5, not 2.0"),
+        (["--labels", "3"], "was begun with labels"),
+        (["--threads", "2"], "was begun with threads 1, not 2"),
+        (["--unit", "5"], "was begun with unit 4, not 5"),
+        (["--weights", "ema-1"], "was begun with weights model"),
+    ],
+)
+def test_another_plan_in_a_folder_is_refused(
+    options: list[str],
+    sentence: str,
+    checkpoint: Path,
+    whole: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    before = contents(whole)
+    assert sample(checkpoint, whole, "--count", "10", *options) == 2
+    assert sentence in capsys.readouterr().err
+    assert contents(whole) == before
+
+
+def test_a_moved_checkpoint_continues_its_folder(checkpoint: Path, tmp_path: Path) -> None:
+    import shutil
+
+    out = tmp_path / "x"
+    assert sample(checkpoint, out, "--count", "2") == 0
+    moved = shutil.copytree(checkpoint, tmp_path / "moved")
+    assert sample(moved, out, "--count", "3") == 0
+    assert len(pngs(out)) == 3
+
+
+REFUSED = [
+    ([], "needs a checkpoint or a run as its first argument"),
+    (["--count", "3"], "needs a checkpoint or a run as its first argument"),
+    (["nowhere"], "nowhere does not exist"),
+    (["{file}"], "is a file, not a folder"),
+    (["{empty}"], "is no checkpoint"),
+    (["{checkpoint}", "extra"], "unrecognized options: extra"),
+    (["{checkpoint}", "--cuont", "3"], "did you mean --count?"),
+    (["{checkpoint}", "--count", "0"], "count is 0; it must be greater than 0"),
+    (["{checkpoint}", "--count", "-3"], "count is -3; it must be greater than 0"),
+    (["{checkpoint}", "--count", "many"], "--count: 'many' is no whole number"),
+    (["{checkpoint}", "--count"], "--count needs a value"),
+    (["{checkpoint}", "--steps", "0"], "steps is 0; it must be greater than 0"),
+    (["{checkpoint}", "--steps", "2.5"], "--steps: '2.5' is no whole number"),
+    (["{checkpoint}", "--sampler", "huen"], "sampler 'huen' is unknown; did you mean 'heun'?"),
+    (["{checkpoint}", "--sampler", "ddim", "--churn", "3"], "sampler 'ddim' has no option 'churn'"),
+    (["{checkpoint}", "--eta", "0.5"], "sampler 'heun' has no option 'eta'"),
+    (["{checkpoint}", "--sampler", "ddim", "--eta", "2"], "eta is 2.0; it must be less than or"),
+    (["{checkpoint}", "--sampler", "ancestral-learned"], "needs a learned variance"),
+    (["{checkpoint}", "--levels", "respaced"], "has no discrete levels"),
+    (["{checkpoint}", "--levels", "spaced"], "invalid choice 'spaced' for argument '--levels'"),
+    (["{checkpoint}", "--levels", "flow", "--rho", "7"], "level list 'flow' has no option 'rho'"),
+    (["{checkpoint}", "--sigma-max", "0.001"], "it must be 0 < low < high"),
+    (["{checkpoint}", "--guidance", "-1"], "guidance is -1.0; it must be greater than or equal"),
+    (["{checkpoint}", "--guidance", "nan"], "guidance is nan; it must be a finite number"),
+    (["{checkpoint}", "--guidance-power", "2"], "guidance_power is for guidance_schedule"),
+    (["{checkpoint}", "--guidance-channels", "2"], "guidance_channels is 2; this model has 1"),
+    (["{checkpoint}", "--labels", "10"], "this model has the classes 0 to 9"),
+    (["{checkpoint}", "--labels", "5-3"], "this model has the classes 0 to 9"),
+    (["{checkpoint}", "--labels", "ones"], "there is no such class; did you mean 'one'?"),
+    (["{checkpoint}", "--labels", "1,,2"], "there is no such class"),
+    (["{plain}", "--labels", "1"], "this model was trained without classes"),
+    (["{plain}", "--guidance", "2"], "guidance needs a model with classes"),
+    (["{checkpoint}", "--reference", "{plain}"], "they must agree"),
+    (["{checkpoint}", "--reference", "nowhere"], "nowhere does not exist"),
+    (["{checkpoint}", "--weights", "ema-2"], "has no weights 'ema-2'; there are: model, ema-1"),
+    (["{checkpoint}", "--device", "tpu"], "--device tpu is unknown"),
+    (["{checkpoint}", "--processes", "0"], "processes is 0; it must be greater than 0"),
+    (["{checkpoint}", "--threads", "-1"], "threads is -1; it must be greater than or equal to 0"),
+    (["{checkpoint}", "--unit", "0"], "unit is 0; it must be greater than 0"),
+    (["{checkpoint}", "--precision", "int8"], "invalid choice 'int8'"),
+    (["{checkpoint}", "--out", "{file}"], "cannot be made"),
+    (["{checkpoint}", "--out", "{full}"], "holds other files (notes.txt); name a new folder"),
+    (["{checkpoint}", "--out", "{broken}"], "samples.json is damaged"),
+]
+
+
+@pytest.mark.parametrize(("args", "sentence"), REFUSED, ids=[" ".join(a) for a, _ in REFUSED])
+def test_each_mistake_is_one_line_and_exit_code_2(
+    args: list[str],
+    sentence: str,
+    checkpoint: Path,
+    plain: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("empty", "full", "broken"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "full" / "notes.txt").write_text("x")
+    (tmp_path / "broken" / "samples.json").write_text("{")
+    places = {"checkpoint": checkpoint, "plain": plain} | {
+        name: tmp_path / name for name in ("file", "empty", "full", "broken")
+    }
+    assert main(["sample", *(arg.format(**places) for arg in args)]) == 2
+    shown = capsys.readouterr()
+    assert sentence in shown.err
+    assert shown.err.startswith("diffit: ")
+    assert shown.err.count("\n") == 1
+    assert not shown.out
+
+
+def test_more_threads_than_cores_are_pointed_out(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["sample", str(checkpoint), "--out", str(tmp_path / "x"), "--steps", "1",
+                 "--count", "1", "--threads", "999"]) == 0  # fmt: skip
+    assert "are more than the" in capsys.readouterr().err
+    assert torch.get_num_threads() < 999
+
+
+def test_diverging_samplers_are_answered(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sample(checkpoint, tmp_path / "x", "--count", "1", "--guidance", "1e300") == 2
+    assert "not finite" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_answered(
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write_bytes = Path.write_bytes
+
+    def fails(self: Path, data: bytes) -> int:
+        if "000002" in self.name:
+            raise OSError(28, "No space left on device")
+        return write_bytes(self, data)
+
+    monkeypatch.setattr(Path, "write_bytes", fails)
+    assert sample(checkpoint, tmp_path / "x", "--count", "4") == 2
+    assert "cannot be written: No space left on device" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert sample(checkpoint, tmp_path / "x", "--count", "4") == 0
+
+
+def test_help_shows_what_the_checkpoint_recommends(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["sample", str(checkpoint), "--help"])
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert (
+        "Weight of the guidance; 1 is none, above 1 pushes towards the class. (default: 1.5)"
+        in (shown)
+    )
