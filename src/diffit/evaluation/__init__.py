@@ -117,9 +117,9 @@ def compare(
 ) -> Passport:
     """The passport of measured samples against a reference, which is measured as far as needed."""
     known = reference if isinstance(reference, Statistics) else None
-    images = known.images if known else reference
+    images = reference.images if isinstance(reference, Statistics) else reference
     theirs: Measured | None = None
-    if images is not None and not isinstance(images, Statistics) and (what.pairs or not known):
+    if images is not None and (what.pairs or known is None):
         theirs = measure(
             images,
             what.features,
