@@ -33,6 +33,32 @@ class Gaussian:
         return self.mean + self.std * unit
 
 
+class Correlated:
+    """Clean images drawn from N(mean, covariance), their pixels correlated.
+
+    Args:
+        mean: (C, H, W).
+        covariance: (D, D) of the flattened images, D = C * H * W.
+    """
+
+    def __init__(self, mean: Tensor, covariance: Tensor) -> None:
+        self.mean = mean.double()
+        self.variances, self.axes = torch.linalg.eigh(covariance.double())
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """The exact denoiser."""
+        noise = torch.as_tensor(sigma).double().reshape(-1, 1) ** 2
+        return self._scaled(x, self.variances / (self.variances + noise))
+
+    def solution(self, x: Tensor, start: float, stop: float) -> Tensor:
+        """The probability-flow ODE in closed form."""
+        return self._scaled(x, ((self.variances + stop**2) / (self.variances + start**2)).sqrt())
+
+    def _scaled(self, x: Tensor, gains: Tensor) -> Tensor:
+        along = (x.double() - self.mean).flatten(1) @ self.axes
+        return self.mean + ((gains * along) @ self.axes.T).reshape(x.shape)
+
+
 class Mixture:
     """Clean images drawn from a mixture of isotropic Gaussians; their path in high accuracy.
 

@@ -106,9 +106,9 @@ def test_refusals():
         Denoiser(Spy(classes=0), EDM)(x, sigma, torch.tensor([0, 1]))
     with pytest.raises(ValueError, match="has learned no variance; take the sampler 'ancestral'"):
         Denoiser(Spy(), EDM).estimate(x, sigma)
-    with pytest.raises(ValueError, match="answers with 3 channels .* expected 6"):
+    with pytest.raises(ValueError, match=r"answers with 3 channels .* expected 6"):
         Denoiser(Spy(), DDPM)(x, sigma)
-    with pytest.raises(ValueError, match="answers with 6 channels .* expected 3"):
+    with pytest.raises(ValueError, match=r"answers with 6 channels .* expected 3"):
         Denoiser(Spy(double=True), EDM)(x, sigma)
     with pytest.raises(ValueError, match="sigma is 0"):
         Denoiser(Spy(), EDM)(x, torch.tensor(0.0))

@@ -1,9 +1,14 @@
 """Guidance: its weights' values, what it calls, and the doubled batch."""
 
+import json
+
 import pytest
 import torch
+from safetensors import safe_open
 
-from diffit.diffusion.denoiser import Estimate
+from conftest import FIXTURES
+from diffit.convert import from_reference
+from diffit.diffusion.denoiser import Denoiser, Estimate
 from diffit.diffusion.formulation import DDPMConfig, build_formulation
 from diffit.diffusion.guidance import (
     constant,
@@ -102,3 +107,38 @@ def test_power_cosine_has_the_published_values():
 def test_interval_includes_its_ends():
     sigma = torch.tensor([0.19, 0.2, 1.0, 1.6, 1.61], dtype=torch.float64)
     assert interval(2.5, 0.2, 1.6)(sigma).tolist() == [1, 2.5, 2.5, 2.5, 1]
+
+
+@pytest.mark.parametrize(
+    ("family", "file", "source", "key"),
+    [
+        ("diffit", "diffit_latent_tiny", "input", "output_cfg"),
+        ("diffit", "diffit_latent_tiny", "input", "output_cfg_b"),
+        ("dit", "dit_tiny", "cfg", "cfg.output"),
+    ],
+)
+def test_guided_noise_is_that_of_the_references(family, file, source, key):
+    with safe_open(FIXTURES / f"{file}.safetensors", "pt") as handle:
+        meta = handle.metadata()
+        tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+    state = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
+    args = json.loads(meta["constructor"])
+    row = build_formulation(DDPMConfig())
+    denoiser = Denoiser(from_reference(family, state, args), row)
+    cfg = json.loads(meta["cfg_b" if key.endswith("_b") else "cfg"])
+    weight = constant(cfg["cfg_scale"])
+    if "scale_pow" in cfg:
+        weight = power_cosine(cfg["cfg_scale"], cfg["scale_pow"], row.progress)
+    # The references double the batch; its second half is the same images without class.
+    sigma = row.levels[tensors[f"{source}.t"][:2]]
+    signal = row.signal(sigma).reshape(-1, 1, 1, 1)
+    x = tensors[f"{source}.x"][:2].double() / signal
+    label = tensors[f"{source}.y"][:2]
+    with torch.no_grad():
+        guided = guide_estimate(
+            lambda x, s: denoiser.estimate(x, s, label), denoiser, weight=weight, channels=3
+        )
+        clean, fraction = guided(x, sigma)
+    noise = (x - clean) / sigma.reshape(-1, 1, 1, 1)
+    found = torch.cat([noise, 2 * fraction - 1], 1).float()
+    torch.testing.assert_close(found, tensors[key][:2], atol=2e-5, rtol=1e-5)

@@ -60,7 +60,7 @@ def test_lists_decrease_to_zero(kind, steps, formulation):
             levels(kind, steps, formulation)
         return
     if kind in ("respaced", "ddim") and steps == 1:
-        with pytest.raises(UsageError, match="at least 2|exactly 1"):
+        with pytest.raises(UsageError, match=r"at least 2|exactly 1"):
             levels(kind, steps, formulation)
         return
     sigmas = levels(kind, steps, formulation)

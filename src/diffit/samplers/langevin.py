@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from diffit.diffusion.denoiser import Denoise, over
+from diffit.diffusion.sde import Rates
 from diffit.samplers.steps import Noise, posterior_mean, walk
 
 
@@ -24,6 +25,8 @@ class Move(NamedTuple):
 
 Predictor = Callable[[Tensor, Tensor, Tensor, Tensor], Move]
 """(x, clean, sigma, lower) to a `Move`."""
+
+Measure = Literal["image", "batch", "level"]
 
 
 def reverse_diffusion(x: Tensor, clean: Tensor, sigma: Tensor, lower: Tensor) -> Move:
@@ -38,28 +41,22 @@ def ancestral_move(x: Tensor, clean: Tensor, sigma: Tensor, lower: Tensor) -> Mo
     return Move(mean, float(lower) * math.sqrt(1 - float(lower / sigma) ** 2))
 
 
-def euler_maruyama(
-    *,
-    signal: Callable[[Tensor], Tensor],
-    rate: Callable[[Tensor], Tensor],
-    diffusion: Callable[[Tensor], Tensor],
-    duration: float,
+def published_step(
+    *, signal: Callable[[Tensor], Tensor], rates: Callable[[Tensor], Rates]
 ) -> Predictor:
-    """The published step of the reverse SDE, which lives in x_t = a x.
+    """A step of the reverse SDE as published, for x_t = a x: x_t - f x_t + g^2 score + g noise.
 
     Args:
         signal: sigma to a, `Formulation.signal`.
-        rate: sigma to f, where the forward SDE is dx_t = f x_t dt + g dw.
-        diffusion: sigma to g.
-        duration: dt of a step, 1 / N.
+        rates: sigma to the f and g of the whole step: `diffit.diffusion.sde.step_rates` makes the
+            reverse-diffusion predictor, f dt and g sqrt(dt) of `rates` that of Euler-Maruyama.
     """
 
     def predict(x: Tensor, clean: Tensor, sigma: Tensor, lower: Tensor) -> Move:
         here, there = float(signal(sigma)), float(signal(lower))
-        f, g = float(rate(sigma)), float(diffusion(sigma))
+        f, g = (float(rate) for rate in rates(sigma))
         score = (clean - x) / (here * float(sigma) ** 2)
-        mean = here * x - (f * here * x - g**2 * score) * duration
-        return Move(mean / there, g * math.sqrt(duration) / there)
+        return Move(((1 - f) * here * x + g**2 * score) / there, g / there)
 
     return predict
 
@@ -75,7 +72,7 @@ def predictor_corrector(
     snr: float = 0.16,
     predict: Predictor = reverse_diffusion,
     factor: Callable[[Tensor], Tensor] | None = None,
-    norm: Literal["image", "batch"] = "image",
+    measure: Measure = "image",
 ) -> Tensor:
     """At each level Langevin steps, then one step of a predictor (arXiv:2011.13456, Algorithm 1).
 
@@ -88,8 +85,9 @@ def predictor_corrector(
         snr: r, how long a Langevin step is against the norm of its noise.
         predict: takes x from one level to the next.
         factor: sigma to a factor of the squared step, 1 - beta in the published VP code.
-        norm: of each image, or of the batch on average as in the published code; the latter makes
-            an image depend on the others, and is for comparison with that code alone.
+        measure: what a Langevin step is measured by: the norm of each image's score; that of the
+            batch on average as in the published code, which makes an image depend on the others
+            and is for comparison alone; or the level, as annealed Langevin dynamics.
 
     Returns:
         x at sigmas[-1], the last step without its noise. Takes S (corrections + 1) evaluations.
@@ -100,8 +98,9 @@ def predictor_corrector(
     for sigma, lower in walk(sigmas):
         scale = 1.0 if factor is None else float(factor(sigma))
         for _ in range(corrections):
-            score = (denoise(x, sigma) - x) / float(sigma) ** 2
-            x = _langevin_step(x, score, noise(), snr=snr, scale=scale, norm=norm)
+            score, draw = (denoise(x, sigma) - x) / float(sigma) ** 2, noise()
+            length = _length(score, draw, sigma, measure)
+            x = langevin_step(x, score, draw, 2 * scale * (snr * length) ** 2)
         mean, std = predict(x, denoise(x, sigma), sigma, lower)
         x = mean + std * noise() if lower > 0 else mean
     return mean
@@ -145,16 +144,14 @@ def annealed_langevin(
     return denoise(x, levels[-1]) if ends_at_zero else x
 
 
-def _langevin_step(
-    x: Tensor,
-    score: Tensor,
-    noise: Tensor,
-    *,
-    snr: float,
-    scale: float,
-    norm: Literal["image", "batch"],
-) -> Tensor:
-    length = noise.flatten(1).norm(dim=1) / score.flatten(1).norm(dim=1)
-    if norm == "batch":
-        length = noise.flatten(1).norm(dim=1).mean() / score.flatten(1).norm(dim=1).mean()
-    return langevin_step(x, score, noise, 2 * scale * (snr * length) ** 2)
+def _length(score: Tensor, noise: Tensor, sigma: Tensor, measure: Measure) -> Tensor:
+    """Ratio of the norms of noise and score: about sigma where x has the noise it should have."""
+    if measure == "level":
+        return sigma
+    of_noise, of_score = _norms(noise), _norms(score)
+    return of_noise.mean() / of_score.mean() if measure == "batch" else of_noise / of_score
+
+
+def _norms(x: Tensor) -> Tensor:
+    norms: Tensor = torch.linalg.vector_norm(x.flatten(1), dim=1)
+    return norms

@@ -47,7 +47,9 @@ def dpmpp_multistep_sde(
 ) -> Tensor:
     """SDE-DPM-Solver++(1, 2M, 3M): as `dpmpp_multistep`, with fresh noise in each step.
 
-    Order 1 is `ancestral`; higher orders draw from the same distribution in fewer steps.
+    Order 1 is `ancestral`; higher orders draw from the same distribution in fewer steps. As noise
+    is not smooth along the way, order 3 converges in distribution no faster than order 2, but with
+    a third of its error.
     """
     return _multistep(denoise, x, sigmas, order=order, noise=noise)
 
@@ -74,7 +76,7 @@ def _step(x: Tensor, known: list[Known], sigma: float, lower: float, noise: Nois
         return known[0].clean
     h = math.log(sigma / lower)
     ratio = lower / sigma
-    # The SDE forgets x twice as fast: e^(-2 h) takes the place of e^(-h) (Eq. 18 in the paper).
+    # The SDE forgets x twice as fast as the flow: e^(-2 h) takes the place of e^(-h).
     rate = h if noise is None else 2 * h
     drift = combine([k.clean for k in known], extrapolation(known, h, rate))
     if noise is None:
@@ -89,7 +91,7 @@ def extrapolation(known: list[Known], h: float, rate: float) -> list[float]:
         # Order 3 is the exact integral of the parabola through three estimates. The published
         # third-order multistep code halves the parabola's u^2 term, which leaves second order.
         return weights(nodes, rate)
-    # The paper's own second order (Eq. 17): half the first moment, in place of the exact integral.
+    # The paper's own second order (Algorithm 2): half the moment 0 in place of the moment 1.
     (whole,) = moments(rate, 1)
     slope = whole / 2 / nodes[1]
     return [whole - slope, slope]
