@@ -92,19 +92,15 @@ def measure(
         raise ValueError(f"{extractor.name} has no spatial features")
     count = len(images)
     wanted = _chosen(count, keep, seed)
-    parts = [Moments(extractor.dims) for _ in range(groups)]
+    parts = _Parts(extractor.dims, groups, piece=max(1, min(batch, count // (groups * PIECES))))
     positions = Moments(extractor.spatial_dims) if spatial else None
-    piece = max(1, min(batch, count // (groups * PIECES)))
     kept, labels, predicted = [], [], []
     digest = hashlib.sha256(repr((count, *images.shape)).encode())
     for first, pixels, classes in _batches(images, batch):
         digest.update(pixels.tobytes())
         features = extractor(torch.from_numpy(pixels))
         pool = features.pool.cpu()
-        numbers = torch.arange(first, first + len(pool))
-        owner = numbers // piece % groups
-        for group in set(owner.tolist()):
-            parts[group].update(pool[owner == group])
+        parts.update(first, pool)
         if positions is not None and features.spatial is not None:
             positions.update(features.spatial)
         kept.append(pool[wanted[first : first + len(pool)]])
@@ -118,13 +114,28 @@ def measure(
         shape=images.shape,
         count=count,
         classes=tuple(images.classes),
-        groups=parts,
+        groups=parts.groups,
         kept=torch.cat(kept) if keep else None,
         labels=None if None in labels else torch.tensor(labels),
         predicted=torch.cat(predicted) if predicted and extractor.classes else None,
         spatial=positions,
         hash=digest.hexdigest(),
     )
+
+
+class _Parts:
+    """Moments in groups: image i belongs to group i // piece % groups."""
+
+    def __init__(self, dims: int, groups: int, *, piece: int) -> None:
+        self.groups = [Moments(dims) for _ in range(groups)]
+        self._piece = piece
+
+    def update(self, first: int, features: Tensor) -> None:
+        """Add (B, D) features of the images ``first``, ``first`` + 1, ..."""
+        numbers = torch.arange(first, first + len(features))
+        owner = numbers // self._piece % len(self.groups)
+        for group in set(owner.tolist()):
+            self.groups[group].update(features[owner == group])
 
 
 def _chosen(count: int, keep: int, seed: int) -> Tensor:
