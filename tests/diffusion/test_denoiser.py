@@ -1,5 +1,7 @@
 """The denoiser: scalings, precisions, what it passes on and what it refuses."""
 
+import copy
+import pickle
 from types import SimpleNamespace
 
 import pytest
@@ -98,6 +100,14 @@ def test_float32_state_agrees_with_float64(level):
     torch.testing.assert_close(
         denoiser(x.float(), sigma), denoiser(x, sigma).float(), atol=1e-5, rtol=1e-5
     )
+
+
+@pytest.mark.parametrize("formulation", [EDM, PLAIN], ids=lambda f: f.name)
+def test_copies_and_pickles_answer_alike(formulation):
+    denoiser = Denoiser(Recorded(), formulation)
+    x, sigma = torch.randn(2, 1, 4, 4), torch.tensor(0.5)
+    for other in (copy.deepcopy(denoiser), pickle.loads(pickle.dumps(denoiser))):  # noqa: S301
+        assert torch.equal(other(x, sigma), denoiser(x, sigma))
 
 
 def test_refusals():

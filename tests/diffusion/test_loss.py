@@ -92,6 +92,29 @@ def test_target_keeps_its_digits_at_small_levels_in_float32():
         torch.testing.assert_close(rounded.double(), exact, atol=1e-6, rtol=1e-6)
 
 
+class Smooth(nn.Module):
+    """An arbitrary smooth network without precision of its own."""
+
+    def __init__(self, dtype):
+        super().__init__()
+        self.register_buffer("precision", torch.zeros((), dtype=dtype))
+
+    def forward(self, x, time, label=None, image=None, *, augment=None, keys=None):
+        return 0.7 * torch.tanh(0.5 * x)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_loss_in_float32_is_exact_from_a_thousandth_to_a_thousand(name):
+    generator = torch.manual_seed(0)
+    clean = torch.rand(9, 2, 6, 6, dtype=torch.float64, generator=generator) * 2 - 1
+    noise = torch.randn(9, 2, 6, 6, dtype=torch.float64, generator=generator)
+    sigma = torch.logspace(-3, 3, 9, dtype=torch.float64)
+    exact = denoising_loss(Denoiser(Smooth(torch.float64), ROWS[name]), clean, noise, sigma)
+    single = Denoiser(Smooth(torch.float32), ROWS[name])
+    loss = denoising_loss(single, clean.float(), noise.float(), sigma)
+    torch.testing.assert_close(loss.total.double(), exact.total, rtol=1e-5, atol=0)
+
+
 def test_loss_is_edms_weighted_error():
     recorded = load_file(FIXTURES / "edm_sampler.safetensors")
     images, noise, sigma = (recorded[f"loss.{name}"] for name in ("images", "noise", "sigma"))

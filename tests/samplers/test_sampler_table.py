@@ -74,6 +74,27 @@ def test_the_state_keeps_its_precision(name):
     torch.testing.assert_close(ends[1].double(), ends[0], atol=atol, rtol=0)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_gpu_draws_the_same_images(name):
+    class Tanh(torch.nn.Module):
+        def forward(self, x, time, label=None, image=None, *, augment=None, keys=None):
+            noise = 0.9 * torch.tanh(x) + 0.01 * time[:, None, None, None].cos()
+            return torch.cat([noise, torch.tanh(x)], 1)
+
+    row = build_formulation(DDPMConfig())
+    sampler, ends = SAMPLERS[name], []
+    for device in ("cpu", "cuda"):
+        denoiser = Denoiser(Tanh(), row)
+        sigmas = levels(sampler.levels(row), 12, row)
+        noise = ImageNoise(range(4), (1, 4, 4), device)
+        x = row.prior_std(sigmas[0]) * noise()
+        call = denoiser.estimate if sampler.wants_estimate else denoiser
+        ends.append(sampler.run(call, x, sigmas, noise=noise).cpu())
+    torch.testing.assert_close(ends[1], ends[0], atol=1e-3, rtol=1e-3)
+
+
 @pytest.mark.parametrize("name", [n for n, s in SAMPLERS.items() if not s.stochastic])
 def test_deterministic_samplers_draw_nothing(name):
     def no_noise():

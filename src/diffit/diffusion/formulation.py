@@ -1,18 +1,16 @@
 """Formulations: what a network sees and predicts at a noise level, one row of a table each.
 
-D = skip * x + out * F(inp * x, noise), where x = clean + sigma * noise.
+D = skip * x + out * F(inp * x, time), where x = clean + sigma * noise; s is sigma, d sigma_data.
 
-============  ==================  ==================  ===============  =========================
-row           skip                out                 inp              F, trained by mean square
-============  ==================  ==================  ===============  =========================
-ddpm, eps     1                   -s                  1/sqrt(1+s^2)    noise
-ddpm, v       1/(1+s^2)           -s/sqrt(1+s^2)      1/sqrt(1+s^2)    a noise - sqrt(1-a^2) clean
-vp            1                   -s                  1/sqrt(1+s^2)    noise
-subvp         1                   -s                  2/(s+sqrt(s^2+4))  noise
-ve            1                   s                   1                -noise
-edm           d^2/(s^2+d^2)       s d/sqrt(s^2+d^2)   1/sqrt(s^2+d^2)  EDM's weighted error
-flow          1/(1+s)             -s/(1+s)            1/(1+s)          noise - clean
-============  ==================  ==================  ===============  =========================
+| row       | skip        | out             | inp             | time     | F learns            |
+|-----------|-------------|-----------------|-----------------|----------|---------------------|
+| ddpm, eps | 1           | -s              | 1/sqrt(1+s^2)   | index    | noise               |
+| ddpm, v   | 1/(1+s^2)   | -s/sqrt(1+s^2)  | 1/sqrt(1+s^2)   | index    | v                   |
+| vp        | 1           | -s              | 1/sqrt(1+s^2)   | 999 t    | noise               |
+| subvp     | 1           | -s              | 2/(s+sqrt(s^2+4)) | 999 t  | noise               |
+| ve        | 1           | s               | 1               | ln(s/2)  | -noise              |
+| edm       | d^2/(s^2+d^2) | s d/sqrt(s^2+d^2) | 1/sqrt(s^2+d^2) | ln(s)/4 | (clean - skip x)/out |
+| flow      | 1/(1+s)     | -s/(1+s)        | 1/(1+s)         | t        | noise - clean       |
 """
 
 from collections.abc import Callable

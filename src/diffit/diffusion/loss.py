@@ -112,8 +112,13 @@ def variational_bound(
     # The error of the estimate, without the cancellation in estimate - clean.
     error = over(formulation.scalings(sigma).out, clean) * (prediction - target)
     kl = gaussian_kl(over(1 - (lower / sigma) ** 2, clean) * error, over(low, clean), learned)
-    nll = pixel_nll(clean, clean + error, learned)
-    return _per_image(torch.where(over(lower, clean) == 0, nll, kl)) / math.log(2)
+    bound = _per_image(kl)
+    # Few images of a batch lie at the lowest level: the costly likelihood is theirs alone.
+    lowest = (lower == 0).nonzero().flatten().to(clean.device)
+    if len(lowest):
+        pixels, off, log = clean[lowest], error[lowest], learned[lowest]
+        bound = bound.index_copy(0, lowest, _per_image(pixel_nll(pixels, pixels + off, log)))
+    return bound / math.log(2)
 
 
 def unweighted(formulation: Formulation) -> LossWeight:

@@ -46,9 +46,10 @@ class Sampler:
 
     def levels(self, formulation: Formulation) -> str:
         """Name of the level list to take unless the user asks for another."""
-        # Straight paths are as straight in t whatever the solver.
-        own = self.curve is None or formulation.natural == "flow"
-        return formulation.natural if own or self.curve is None else self.curve
+        # Straight paths are straight in t, whatever the solver.
+        if self.curve is None or formulation.natural == "flow":
+            return formulation.natural
+        return self.curve
 
     def evaluations(self, steps: int) -> int:
         """How often the (guided) denoiser is called for ``steps`` levels and a final 0."""

@@ -33,7 +33,8 @@ def weights(nodes: Sequence[float], h: float) -> list[float]:
     Exact where D is a polynomial of degree len(nodes) - 1 in u; local error O(h^(len(nodes) + 1)).
     """
     powers = np.vander(np.asarray(nodes), increasing=True).T
-    return list(np.linalg.solve(powers, np.asarray(moments(h, len(nodes)))))
+    found: list[float] = np.linalg.solve(powers, np.asarray(moments(h, len(nodes)))).tolist()
+    return found
 
 
 def combine(estimates: Sequence[Tensor], by: Sequence[float]) -> Tensor:
