@@ -75,20 +75,26 @@ def save_model(
 
 def _find(path: Path, weights: str | None) -> tuple[Path, str, dict[str, Tensor]]:
     """The checkpoint that ``path`` means, the name of the weights, and their tensors."""
-    if not path.is_dir():
-        what = "is a file, not a folder" if path.exists() else "does not exist"
-        raise CheckpointError(f"{path} {what}; name a checkpoint or the folder of a run")
-    if (path / STATE).exists():
+    found = candidates(path)
+    if found == [path]:
         return path, *_read_weights(path, weights)
-    found = checkpoints(path)
-    if not found:
-        raise CheckpointError(f"{path} is no checkpoint, and no run that has written one")
-    for folder in reversed(found):
+    for folder in found:
         try:
             return folder, *_read_weights(folder, weights)
         except Damaged as error:
             warnings.warn(f"{error}; passed over", stacklevel=3)
-    raise CheckpointError(f"no checkpoint of {path} is intact; the newest is {found[-1]}")
+    raise CheckpointError(f"no checkpoint of {path} is intact; the newest is {found[0]}")
+
+
+def candidates(path: Path) -> list[Path]:
+    """The checkpoints that ``path`` may mean, the newest first; CheckpointError if there is none."""
+    if not path.is_dir():
+        what = "is a file, not a folder" if path.exists() else "does not exist"
+        raise CheckpointError(f"{path} {what}; name a checkpoint or the folder of a run")
+    found = [path] if (path / STATE).exists() else checkpoints(path)[::-1]
+    if not found:
+        raise CheckpointError(f"{path} is no checkpoint, and no run that has written one")
+    return found
 
 
 def _read_weights(folder: Path, weights: str | None) -> tuple[str, dict[str, Tensor]]:

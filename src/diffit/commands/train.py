@@ -80,6 +80,8 @@ def read(argv: Sequence[str], *, prog: str) -> Args | ResumeArgs:
         settings = read_run(Path(run))
         config = parse(RunConfig, settings, source=str(Path(run) / CONFIG))
         return _read(ResumeArgs, argv, config, prog=prog, resume=tyro.MISSING)
+    if "--resume" in argv:
+        raise UsageError(f"{prog}: --resume needs the folder of a run")
     if not argv or argv[0].startswith("-"):
         raise UsageError(
             f"{prog} needs a configuration file or a preset as its first argument; presets are "

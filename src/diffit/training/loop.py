@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
+from diffit.checkpoint import candidates
 from diffit.data import Dataset
 from diffit.data.loader import Loader
 from diffit.model import Model, build_model
@@ -98,6 +99,8 @@ def train(
     """
     (refuse_no_run if resume else refuse_taken)(out)
     refuse_missing(config.train.wandb)
+    if config.train.init_from and not resume:
+        candidates(Path(config.train.init_from))
     dataset = open_training_data(config)
     config = complete(config, dataset)
     device = torch.device(device)

@@ -24,13 +24,13 @@ from diffit.training.transfer import carry_over, describe, write_report
 def open_training_data(config: RunConfig) -> Dataset:
     """The images of a run, cropped and resized to what its network takes."""
     data, network = config.data, config.model.network
-    if not data.path:
-        raise ConfigError("data.path is empty; name your images: --data.path FOLDER_OR_ZIP")
     if network.channels not in (1, 3):
         raise ConfigError(
             f"model.network.channels is {network.channels}, but images have 1 or 3: this network "
             "works on latents, for which training is not offered yet"
         )
+    if not data.path:
+        raise ConfigError("data.path is empty; name your images: --data.path FOLDER_OR_ZIP")
     _, height, width = network.shape
     size = data.size or (height if height == width else None)
     return open_data(

@@ -1,0 +1,173 @@
+"""Fine-tuning: every tensor is taken over, fitted, or listed."""
+
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny import tiny_run
+
+from diffit.checkpoint import load, save_model
+from diffit.config import Settings
+from diffit.errors import CheckpointError
+from diffit.model import ModelConfig, build_model
+from diffit.nn.attention import RelativeBias
+from diffit.training.loop import train
+from diffit.training.transfer import carry_over, describe
+
+NAMES = tuple("0123456789")
+
+
+class Exported(Settings):
+    model: ModelConfig
+
+
+def config(names=(), **network):
+    model = tiny_run(network=network).model
+    return ModelConfig(network=model.network, class_names=names)
+
+
+def stored(tmp_path, names=(), **network):
+    """A checkpoint of random weights; the model it holds and its folder."""
+    model = build_model(config(names, **network), seed=1)
+    with torch.no_grad():
+        for p in model.network.parameters():
+            p.add_(torch.randn_like(p))
+    save_model(
+        tmp_path / "x", Exported(model=model.config), {"model": model.network.state_dict()}, {}
+    )
+    return model, tmp_path / "x"
+
+
+def table(model):
+    return model.network.label.table.weight
+
+
+def test_the_same_network_is_taken_over_as_a_whole(tmp_path):
+    source, path = stored(tmp_path)
+    model = build_model(config(), seed=2)
+    report = carry_over(model, path)
+    assert not report.changed
+    assert not report.fresh
+    assert not report.unused
+    for a, b in zip(source.network.parameters(), model.network.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_classes_of_the_same_name_keep_their_rows(tmp_path):
+    source, path = stored(tmp_path, NAMES)
+    model = build_model(config(("7", "cat", "2"), classes=3), seed=2)
+    fresh = table(model).detach().clone()
+    report = carry_over(model, path)
+    assert torch.equal(table(model)[0], table(source)[7])
+    assert torch.equal(table(model)[1], fresh[1])
+    assert torch.equal(table(model)[2], table(source)[2])
+    assert torch.equal(table(model)[3], table(source)[10])  # no class
+    assert report.changed["label.table.weight"] == "2 of 3 classes"
+
+
+@pytest.mark.parametrize("classes", [4, 15])
+def test_classes_without_names_keep_their_numbers(tmp_path, classes):
+    source, path = stored(tmp_path)
+    model = build_model(config(classes=classes), seed=2)
+    carry_over(model, path)
+    kept = min(classes, 10)
+    assert torch.equal(table(model)[:kept], table(source)[:kept])
+    assert torch.equal(table(model)[-1], table(source)[-1])
+
+
+def test_classes_in_another_order_follow_their_names(tmp_path):
+    source, path = stored(tmp_path, NAMES)
+    model = build_model(config(NAMES[::-1]), seed=2)
+    carry_over(model, path)
+    assert torch.equal(table(model)[:10], table(source)[:10].flip(0))
+
+
+def test_a_network_without_classes_leaves_the_table(tmp_path):
+    _, path = stored(tmp_path)
+    report = carry_over(build_model(config(classes=0)), path)
+    assert report.unused == ["label.table.weight"]
+
+
+def test_another_image_size_takes_everything_over(tmp_path):
+    _, path = stored(tmp_path)
+    report = carry_over(build_model(config(size=16)), path)
+    assert not report.fresh
+    assert not report.changed
+
+
+def test_a_larger_window_interpolates_the_position_bias(tmp_path):
+    source, path = stored(tmp_path, size=16)
+    model = build_model(config(size=16, window=8), seed=2)
+    report = carry_over(model, path)
+    assert not report.fresh
+    for key in report.changed:
+        before = source.network.get_submodule(key.removesuffix(".table"))
+        after = model.network.get_submodule(key.removesuffix(".table"))
+        assert isinstance(after, RelativeBias)
+        old, new = (m.table.detach().T.unflatten(1, (2 * m.grid[0] - 1, -1)) for m in (before, after))
+        # The middle (no displacement) and the far ends stay where they are.
+        a, b = old.shape[1] // 2, new.shape[1] // 2
+        assert torch.allclose(new[:, b, b], old[:, a, a], atol=1e-5)
+        assert torch.allclose(new[:, ::b, ::b], old[:, ::a, ::a], atol=1e-5)
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 3), (3, 1)])
+def test_grey_and_colour_give_the_same_answer_to_a_grey_picture(tmp_path, before, after):
+    source, path = stored(tmp_path, channels=before)
+    model = build_model(config(channels=after), seed=2)
+    report = carry_over(model, path)
+    assert sorted(report.changed) == ["head.bias", "head.weight", "tokenizer.weight"]
+    x, time = torch.randn(2, 1, 8, 8), torch.tensor([0.1, 0.5])
+    ours = model.network(x.expand(-1, after, -1, -1), time)
+    theirs = source.network(x.expand(-1, before, -1, -1), time)
+    assert torch.allclose(ours.mean(1), theirs.mean(1), atol=1e-4)
+
+
+def test_what_does_not_fit_is_listed_and_left_as_initialised(tmp_path):
+    _, path = stored(tmp_path)
+    model = build_model(config(widths=(16, 32), blocks=(1, 2)), seed=2)
+    before = {key: t.clone() for key, t in model.network.state_dict().items()}
+    report = carry_over(model, path)
+    assert report.fresh["entry.weight"] == (
+        "shape [16, 16, 3, 3] in the checkpoint, [32, 32, 3, 3] here"
+    )
+    assert "not in the checkpoint" in report.fresh.values()
+    for key in report.fresh:
+        assert torch.equal(model.network.state_dict()[key], before[key])
+    every = [*report.carried, *report.changed, *report.fresh]
+    assert sorted(every) == sorted(model.network.state_dict())
+    assert any("entry.weight: starts afresh" in line for line in describe(report))
+
+
+def test_a_run_starts_from_a_checkpoint_and_says_what_it_took(tmp_path, capsys):
+    train(tiny_run(images=64), tmp_path / "first", quiet=True)
+    fine = tiny_run(
+        images=16, lr=1e-12, init_from=str(tmp_path / "first"), network={"classes": 0},
+        data={"labels": False},
+    )  # fmt: skip
+    train(fine, tmp_path / "second")
+    assert "label.table.weight: of the checkpoint alone, not used" in capsys.readouterr().out
+    report = json.loads((tmp_path / "second" / "carried.json").read_text())
+    assert report["unused"] == ["label.table.weight"]
+    ours = load(tmp_path / "second").network.state_dict()
+    theirs = load(tmp_path / "first").network.state_dict()
+    for key in report["carried"]:
+        assert torch.allclose(ours[key], theirs[key], atol=1e-6)
+
+
+def test_a_source_that_is_none_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="nowhere does not exist"):
+        train(tiny_run(init_from="nowhere"), tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_resized_tables_are_the_bicubic_ones():
+    from diffit.training.transfer import _resize_bias
+
+    old = torch.randn(49, 2)
+    new = _resize_bias(old, (4, 4), (8, 8))
+    image = F.interpolate(
+        old.T.reshape(1, 2, 7, 7), size=(15, 15), mode="bicubic", align_corners=True
+    )
+    assert torch.allclose(new, image[0].reshape(2, -1).T)
