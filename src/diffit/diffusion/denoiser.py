@@ -7,7 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from diffit.diffusion.formulation import Formulation, Scalings
+from diffit.diffusion.formulation import Formulation
+from diffit.diffusion.scalings import Scalings
 from diffit.distributed import double
 
 Denoise = Callable[[Tensor, Tensor], Tensor]

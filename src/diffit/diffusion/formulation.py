@@ -1,22 +1,12 @@
-"""Formulations: what a network sees and predicts at a noise level, one row of a table each.
+"""Formulations: what a network sees and predicts at a noise level, and which levels train it.
 
-D = skip * x + out * F(inp * x, time), where x = clean + sigma * noise; s is sigma, d sigma_data.
-
-| row       | skip        | out             | inp             | time     | F learns            |
-|-----------|-------------|-----------------|-----------------|----------|---------------------|
-| ddpm, eps | 1           | -s              | 1/sqrt(1+s^2)   | index    | noise               |
-| ddpm, v   | 1/(1+s^2)   | -s/sqrt(1+s^2)  | 1/sqrt(1+s^2)   | index    | v                   |
-| vp        | 1           | -s              | 1/sqrt(1+s^2)   | 999 t    | noise               |
-| subvp     | 1           | -s              | 2/(s+sqrt(s^2+4)) | 999 t  | noise               |
-| ve        | 1           | s               | 1               | ln(s/2)  | -noise              |
-| edm       | d^2/(s^2+d^2) | s d/sqrt(s^2+d^2) | 1/sqrt(s^2+d^2) | ln(s)/4 | (clean - skip x)/out |
-| flow      | 1/(1+s)     | -s/(1+s)        | 1/(1+s)         | t        | noise - clean       |
+Each is one row of the table in `diffit.diffusion.scalings`, chosen by the `name` of its settings.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
 from pydantic import Field, PositiveFloat, model_validator
@@ -25,6 +15,15 @@ from torch import Tensor
 from diffit.config import Settings
 from diffit.diffusion import laws
 from diffit.diffusion.laws import Law
+from diffit.diffusion.scalings import (
+    Coefficients,
+    Scalings,
+    preconditioned,
+    predicts_noise,
+    predicts_score,
+    predicts_v,
+    predicts_velocity,
+)
 
 ContinuousTime = Literal["t", "1-t", "999t", "1000t", "log4", "log2", "log_snr"]
 DiscreteTime = Literal[
@@ -44,18 +43,6 @@ TIMES: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "log_snr": lambda law, sigma: -2 * sigma.log(),
 }
 """What networks are told of the noise level; the checkpoint's config says which it was."""
-
-
-class Scalings(NamedTuple):
-    """D(x, sigma) = skip * x + out * F(inp * x, noise); four tensors shaped like sigma."""
-
-    skip: Tensor
-    out: Tensor
-    inp: Tensor
-    noise: Tensor
-
-
-Coefficients = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -260,34 +247,6 @@ def build_formulation(config: FormulationConfig) -> Formulation:
             return _edm(config)
         case FlowConfig():
             return _flow(config)
-
-
-def predicts_noise(law: Law, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(skip, out, inp) of a network that sees x_t = a x and predicts the noise."""
-    return torch.ones_like(sigma), -sigma, law.signal(sigma)
-
-
-def predicts_v(sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(skip, out, inp) of v-prediction (arXiv:2202.00512)."""
-    signal = (1 + sigma**2).rsqrt()
-    return signal**2, -sigma * signal, signal
-
-
-def predicts_score(sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(skip, out, inp) of a network that sees x and predicts sigma * score = -noise."""
-    return torch.ones_like(sigma), sigma, torch.ones_like(sigma)
-
-
-def preconditioned(sigma: Tensor, *, data: float) -> tuple[Tensor, Tensor, Tensor]:
-    """(skip, out, inp) of EDM (arXiv:2206.00364, Table 1); ``data`` is sigma_data."""
-    inp = (sigma**2 + data**2).rsqrt()
-    return (data * inp) ** 2, sigma * data * inp, inp
-
-
-def predicts_velocity(sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(skip, out, inp) of a network that sees x_t = (1 - t) x and predicts noise - clean."""
-    signal = 1 / (1 + sigma)
-    return signal, -sigma * signal, signal
 
 
 def _ddpm(config: DDPMConfig) -> Formulation:
