@@ -36,6 +36,7 @@ from diffit.nn.blocks import (
 )
 from diffit.nn.dropout import number_dropouts
 from diffit.nn.embed import LabelEmbedding, TimeEmbedding, TimeFeatures
+from diffit.nn.linear import Linear
 from diffit.nn.norm import map_norm
 from diffit.nn.tmsa import TimeInto
 
@@ -229,7 +230,7 @@ class DiffiT(nn.Module):
             if config.classes
             else None
         )
-        self.augment = nn.Linear(9, config.time_features, bias=False) if config.augment else None
+        self.augment = Linear(9, config.time_features, bias=False) if config.augment else None
         self.tokenizer = nn.Conv2d(config.channels, widths[0], 3, padding=1)
         self.encoder = nn.ModuleList(
             _stage(config, level, channels=widths[max(level - 1, 0)]) for level in range(last + 1)

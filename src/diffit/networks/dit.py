@@ -36,6 +36,7 @@ from diffit.nn.embed import (
     sincos_grid,
     unpatchify,
 )
+from diffit.nn.linear import Linear
 from diffit.nn.norm import AdaptiveNorm
 
 
@@ -104,7 +105,7 @@ class DiT(nn.Module):
         self.config = config
         self.activation_checkpointing = False
         width, outputs = config.width, config.channels * (2 if config.learned_variance else 1)
-        self.patch = nn.Linear(config.channels * config.patch**2, width)
+        self.patch = Linear(config.channels * config.patch**2, width)
         self.register_buffer("position", sincos_grid(config.grid, width))
         self.time = TimeEmbedding(width, features=config.time_features, kind=config.time_embedding)
         self.label = (
@@ -124,8 +125,8 @@ class DiT(nn.Module):
             for _ in range(config.depth)
         )
         self.norm = AdaptiveNorm(width)
-        self.modulation = nn.Linear(width, 2 * width)
-        self.head = nn.Linear(width, outputs * config.patch**2)
+        self.modulation = Linear(width, 2 * width)
+        self.head = Linear(width, outputs * config.patch**2)
         number_dropouts(self)
         self._initialise()
 

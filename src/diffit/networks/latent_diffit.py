@@ -35,6 +35,7 @@ from diffit.nn.embed import (
     sincos_grid,
     unpatchify,
 )
+from diffit.nn.linear import Linear
 from diffit.nn.norm import token_norm
 from diffit.nn.tmsa import TimeInto
 
@@ -114,7 +115,7 @@ class LatentDiffiT(nn.Module):
         self.config = config
         self.activation_checkpointing = False
         width, outputs = config.width, config.channels * (2 if config.learned_variance else 1)
-        self.patch = nn.Linear(config.channels * config.patch**2, width)
+        self.patch = Linear(config.channels * config.patch**2, width)
         self.register_buffer("position", sincos_grid(config.grid, width))
         self.time = TimeEmbedding(width, features=config.time_features, kind=config.time_embedding)
         self.label = (
@@ -137,7 +138,7 @@ class LatentDiffiT(nn.Module):
             for _ in range(config.depth)
         )
         self.norm = token_norm(width, affine=config.norm_affine)
-        self.head = nn.Linear(width, outputs * config.patch**2)
+        self.head = Linear(width, outputs * config.patch**2)
         number_dropouts(self)
         self._initialise()
 

@@ -14,6 +14,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from diffit.nn.linear import Linear
+
 OnMap = Callable[[Tensor], None]
 
 CHUNK = 1 << 19
@@ -290,8 +292,8 @@ class SelfAttention(nn.Module):
         check_heads(width, heads)
         self.heads = heads
         self.on_map: OnMap | None = None
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.out = Linear(width, width)
 
     def forward(self, tokens: Tensor, time: Tensor | None = None) -> Tensor:
         """(B, N, C) to (B, N, C); ``time`` is ignored, so that any block may hold this layer."""

@@ -9,6 +9,8 @@ from torch.utils.checkpoint import checkpoint
 
 from diffit.nn.attention import SelfAttention, merge, partition
 from diffit.nn.dropout import Dropout
+from diffit.nn.gelu import gelu
+from diffit.nn.linear import Linear
 from diffit.nn.norm import AdaptiveNorm, map_norm, token_norm
 from diffit.nn.tmsa import TMSA, TimeInto
 
@@ -33,10 +35,10 @@ class MLP(nn.Module):
         self, width: int, hidden: int, *, time_width: int = 0, dropout: float = 0.0
     ) -> None:
         super().__init__()
-        self.up = nn.Linear(width, hidden)
-        self.up_time = nn.Linear(time_width, hidden) if time_width else None
+        self.up = Linear(width, hidden)
+        self.up_time = Linear(time_width, hidden) if time_width else None
         self.dropout = Dropout(dropout)
-        self.down = nn.Linear(hidden, width)
+        self.down = Linear(hidden, width)
 
     def forward(
         self, tokens: Tensor, time: Tensor | None = None, keys: Tensor | None = None
@@ -45,7 +47,7 @@ class MLP(nn.Module):
         hidden = self.up(tokens)
         if self.up_time is not None:
             hidden = hidden + _over(self.up_time(time), hidden)
-        hidden = self.dropout(F.gelu(hidden, approximate="tanh"), keys)
+        hidden = self.dropout(gelu(hidden), keys)
         out: Tensor = self.down(hidden)
         return out
 
@@ -114,7 +116,7 @@ class AdaptiveBlock(nn.Module):
     ) -> None:
         super().__init__()
         within, after = (dropout, 0.0) if dropout_at == "hidden" else (0.0, dropout)
-        self.modulation = nn.Linear(time_width, 6 * width)
+        self.modulation = Linear(time_width, 6 * width)
         self.norm1 = AdaptiveNorm(width)
         self.attention = attention
         self.dropout1 = Dropout(after)

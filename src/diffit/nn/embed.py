@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from diffit.nn.linear import Linear
+
 TimeFeatures = Literal["dit", "positional", "fourier"]
 """How a noise level becomes features; see `dit_features`, `positional_features`, `Fourier`."""
 
@@ -100,8 +102,8 @@ class TimeEmbedding(nn.Module):
         self.features = features
         self.kind = kind
         self.fourier = Fourier(features) if kind == "fourier" else None
-        self.hidden = nn.Linear(features, width)
-        self.out = nn.Linear(width, width)
+        self.hidden = Linear(features, width)
+        self.out = Linear(width, width)
         self.final_silu = final_silu
 
     def forward(self, time: Tensor, extra: Tensor | None = None) -> Tensor:

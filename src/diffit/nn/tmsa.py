@@ -15,6 +15,7 @@ from diffit.nn.attention import (
     partition,
     split_heads,
 )
+from diffit.nn.linear import Linear
 
 TimeInto = Literal["qkv", "bias", "mlp", "separate", "norm"]
 """Where the time token enters a transformer block.
@@ -65,14 +66,14 @@ class TMSA(nn.Module):
         if time_into == "bias" and not position_bias:
             raise ValueError("time_into 'bias' needs position_bias")
         self.on_map: OnMap | None = None
-        self.qkv = nn.Linear(width, 3 * width)
+        self.qkv = Linear(width, 3 * width)
         # Two biases, although only their sum acts: published checkpoints carry both.
-        self.qkv_time = nn.Linear(time_width, 3 * width) if time_into == "qkv" else None
-        self.value_time = nn.Linear(time_width, width) if time_into == "separate" else None
+        self.qkv_time = Linear(time_width, 3 * width) if time_into == "qkv" else None
+        self.value_time = Linear(time_width, width) if time_into == "separate" else None
         self.position = RelativeBias(self.window, heads) if position_bias else None
         entries = self.position.table.numel() if self.position else 0
-        self.bias_time = nn.Linear(time_width, entries) if time_into == "bias" else None
-        self.out = nn.Linear(width, width)
+        self.bias_time = Linear(time_width, entries) if time_into == "bias" else None
+        self.out = Linear(width, width)
 
     def forward(self, tokens: Tensor, time: Tensor) -> Tensor:
         """Attend within each window.
