@@ -49,7 +49,7 @@ def test_the_ramp_shortens_the_half_life_while_the_run_is_young():
 
 
 def test_a_power_average_of_a_power_of_time_has_its_closed_form():
-    # The average of t^k under (gamma + 1) t^gamma / T^(gamma + 1) is (gamma + 1) / (gamma + 1 + k) T^k.
+    # Under (gamma + 1) t^gamma on (0, 1) the average of t^k is (gamma + 1) / (gamma + 1 + k).
     steps, k = 20_000, 3
     values = [(s / steps) ** k for s in range(1, steps + 1)]
     found = running(lambda batch, after: power_decay(batch, after, 0.1), values)

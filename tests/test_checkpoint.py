@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from tiny import tiny_run
 
 import diffit
 from diffit.checkpoint import (
@@ -24,6 +23,7 @@ from diffit.errors import CheckpointError
 from diffit.model import build_model
 from diffit.sealed import read_state
 from diffit.training.loop import train
+from tiny import tiny_run
 
 PACKAGE = Path(diffit.__file__).parent
 
@@ -94,9 +94,7 @@ def test_a_model_without_a_run_around_it_can_be_saved(tmp_path):
 
     config = tiny_run().model
     model = build_model(config)
-    save_model(
-        tmp_path / "x", Exported(model=config), {"model": model.network.state_dict()}, {}
-    )
+    save_model(tmp_path / "x", Exported(model=config), {"model": model.network.state_dict()}, {})
     assert load(tmp_path / "x").config == config
 
 
@@ -133,7 +131,7 @@ def test_if_nothing_is_intact_that_is_said(run):
         (folder / "state.json").write_text("{")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with pytest.raises(CheckpointError, match="no checkpoint of .* is intact"):
+        with pytest.raises(CheckpointError, match=r"no checkpoint of .* is intact"):
             load(run)
 
 
@@ -209,7 +207,7 @@ def test_a_power_average_of_another_length_is_rebuilt(tmp_path):
 
 
 def test_a_length_that_cannot_be_is_refused(run):
-    with pytest.raises(CheckpointError, match="ema-power-0.7: length .* must lie between"):
+    with pytest.raises(CheckpointError, match=r"ema-power-0\.7: length .* must lie between"):
         load(run, weights="ema-power-0.7")
 
 

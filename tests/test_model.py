@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from tiny import NETWORK
 
 from diffit.config import parse
 from diffit.errors import ConfigError
 from diffit.model import ModelConfig, build_model
+from tiny import NETWORK
 
 
 def config(network=None, **settings):
@@ -49,14 +49,14 @@ def test_another_precision_is_the_networks_alone():
 
 
 def test_names_must_be_as_many_as_classes():
-    with pytest.raises(ConfigError, match="has 2 names, but model.network.classes is 10"):
+    with pytest.raises(ConfigError, match=r"has 2 names, but model\.network\.classes is 10"):
         config(class_names=("a", "b"))
 
 
 def test_network_and_formulation_must_agree_on_the_variance():
-    with pytest.raises(ConfigError, match="learned_variance is False, but .* is True"):
+    with pytest.raises(ConfigError, match=r"learned_variance is False, but .* is True"):
         config(formulation={"name": "ddpm"})
-    with pytest.raises(ConfigError, match="learned_variance is True, but .* is False"):
+    with pytest.raises(ConfigError, match=r"learned_variance is True, but .* is False"):
         config(network={"learned_variance": True})
 
 

@@ -8,7 +8,7 @@ import torch
 
 from diffit import sealed
 from diffit.errors import CheckpointError
-from diffit.sealed import Damaged, read_state, read_tensors, verify, write_sealed
+from diffit.sealed import DamagedError, read_state, read_tensors, verify, write_sealed
 
 TENSORS = {
     "model": {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor([1, 2], dtype=torch.int64)},
@@ -57,7 +57,7 @@ def test_a_flipped_bit_is_found_and_named(folder, name, where):
     data = bytearray(path.read_bytes())
     data[int(where * len(data)) if where > 0 else where] ^= 4
     path.write_bytes(data)
-    with pytest.raises(Damaged, match=f"is damaged: the checksum of {name} does not match"):
+    with pytest.raises(DamagedError, match=f"is damaged: the checksum of {name} does not match"):
         verify(folder)
 
 
@@ -70,20 +70,20 @@ def test_every_flipped_byte_of_the_state_is_found(folder):
         broken = bytearray(data)
         broken[i] ^= 1
         path.write_bytes(broken)
-        with pytest.raises(Damaged):
+        with pytest.raises(DamagedError):
             read_state(folder)
 
 
 def test_a_truncated_file_is_found(folder):
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-3])
-    with pytest.raises(Damaged, match=r"model\.safetensors has \d+ bytes instead of \d+"):
+    with pytest.raises(DamagedError, match=r"model\.safetensors has \d+ bytes instead of \d+"):
         verify(folder)
 
 
 def test_a_missing_file_is_found(folder):
     (folder / "optimizer.safetensors").unlink()
-    with pytest.raises(Damaged, match=r"optimizer\.safetensors is missing"):
+    with pytest.raises(DamagedError, match=r"optimizer\.safetensors is missing"):
         verify(folder)
 
 
@@ -111,7 +111,7 @@ def test_a_file_name_cannot_lead_out_of_the_folder(folder):
     }  # fmt: skip
     state["blake2b"] = sealed._digest(state)
     (folder / "state.json").write_text(json.dumps(state))
-    with pytest.raises(Damaged, match="is missing"):
+    with pytest.raises(DamagedError, match="is missing"):
         verify(folder)
 
 

@@ -60,4 +60,4 @@ def _overlap(a: tuple[float, float], b: tuple[float, float]) -> float:
     (time_a, gamma_a), (time_b, gamma_b) = sorted((a, b))
     # time_a is the smaller: the product ends there.
     ratio = (time_a / time_b) ** gamma_b
-    return (gamma_a + 1) * (gamma_b + 1) * ratio / ((gamma_a + gamma_b + 1) * time_b)
+    return float((gamma_a + 1) * (gamma_b + 1) * ratio / ((gamma_a + gamma_b + 1) * time_b))

@@ -15,7 +15,7 @@ from diffit.config import Settings, parse, read_yaml, to_yaml
 from diffit.errors import CheckpointError, ConfigError
 from diffit.generation import SamplingConfig
 from diffit.model import Model, ModelConfig, build_model
-from diffit.sealed import CONFIG, STATE, Damaged, read_state, read_tensors
+from diffit.sealed import CONFIG, STATE, DamagedError, read_state, read_tensors
 
 POWER = "ema-power-"
 """Begins the names of power-function averages; the relative length follows."""
@@ -81,13 +81,13 @@ def _find(path: Path, weights: str | None) -> tuple[Path, str, dict[str, Tensor]
     for folder in found:
         try:
             return folder, *_read_weights(folder, weights)
-        except Damaged as error:
+        except DamagedError as error:
             warnings.warn(f"{error}; passed over", stacklevel=3)
     raise CheckpointError(f"no checkpoint of {path} is intact; the newest is {found[0]}")
 
 
 def candidates(path: Path) -> list[Path]:
-    """The checkpoints that ``path`` may mean, the newest first; CheckpointError if there is none."""
+    """The checkpoints that ``path`` may mean, the newest first; CheckpointError if none."""
     if not path.is_dir():
         what = "is a file, not a folder" if path.exists() else "does not exist"
         raise CheckpointError(f"{path} {what}; name a checkpoint or the folder of a run")
@@ -189,7 +189,7 @@ def newest(run: Path) -> Newest:
     for folder in reversed(checkpoints(run)):
         try:
             sealed.verify(folder)
-        except Damaged as error:
+        except DamagedError as error:
             damaged[folder] = str(error)
         else:
             return Newest(folder, damaged)

@@ -27,7 +27,7 @@ FORMAT = 1
 STATE, CONFIG = "state.json", "config.yaml"
 
 
-class Damaged(CheckpointError):
+class DamagedError(CheckpointError):
     """A folder is not as it was written: another one may serve instead."""
 
 
@@ -135,13 +135,13 @@ def read_state(folder: Path) -> dict[str, Any]:
     try:
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise Damaged(f"{folder} is no checkpoint: it has no {STATE}") from None
+        raise DamagedError(f"{folder} is no checkpoint: it has no {STATE}") from None
     except (OSError, ValueError, RecursionError):
-        raise Damaged(f"{folder} is damaged: {STATE} cannot be read") from None
+        raise DamagedError(f"{folder} is damaged: {STATE} cannot be read") from None
     if not isinstance(state, dict) or not isinstance(state.get("files"), dict):
-        raise Damaged(f"{folder} is no checkpoint: its {STATE} lists no files")
+        raise DamagedError(f"{folder} is no checkpoint: its {STATE} lists no files")
     if state.get("blake2b") != _digest(state):
-        raise Damaged(f"{folder} is damaged: {STATE} is not as it was written")
+        raise DamagedError(f"{folder} is damaged: {STATE} is not as it was written")
     if state.get("format") != FORMAT:
         raise CheckpointError(
             f"{folder} has format {state.get('format')!r}, but this version of diffit reads "
@@ -156,14 +156,14 @@ def verify(folder: Path, *files: str) -> None:
     for name in files or tuple(notes):
         path = folder / Path(name).name
         if name not in notes or not path.is_file():
-            raise Damaged(f"{folder} is damaged: {name} is missing")
+            raise DamagedError(f"{folder} is damaged: {name} is missing")
         size = path.stat().st_size
         if size != notes[name]["bytes"]:
-            raise Damaged(
+            raise DamagedError(
                 f"{folder} is damaged: {name} has {size} bytes instead of {notes[name]['bytes']}"
             )
         if checksum(path) != notes[name]["blake2b"]:
-            raise Damaged(f"{folder} is damaged: the checksum of {name} does not match")
+            raise DamagedError(f"{folder} is damaged: the checksum of {name} does not match")
 
 
 def read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
@@ -172,4 +172,4 @@ def read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
     try:
         return load_file(folder / f"{name}.safetensors")
     except (SafetensorError, OSError) as error:
-        raise Damaged(f"{folder} is damaged: {name}.safetensors: {error}") from None
+        raise DamagedError(f"{folder} is damaged: {name}.safetensors: {error}") from None

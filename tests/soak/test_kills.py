@@ -16,12 +16,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import tiny_run
 
 from diffit.checkpoint import checkpoints, newest
 from diffit.config import write_yaml
 from diffit.sealed import read_state
 from diffit.training.journal import read_metrics
+from tiny import tiny_run
 
 pytestmark = pytest.mark.soak
 

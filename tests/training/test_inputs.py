@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from tiny import tiny_run
 
 from diffit.data.loader import Batch
 from diffit.model import build_model
 from diffit.training.inputs import draw_inputs
+from tiny import tiny_run
 
 MODEL = build_model(tiny_run().model)
 IMAGES = torch.randint(0, 256, (400, 1, 8, 8), dtype=torch.uint8)

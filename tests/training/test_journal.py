@@ -13,9 +13,8 @@ from diffit.training.writers import open_writers
 
 
 def journal(path, *, start=0, writers=(), quiet=True, total=100):
-    return Journal(
-        path, start=start, seconds=0.0, console=ConsoleLine(total=total, quiet=quiet), writers=writers
-    )
+    console = ConsoleLine(total=total, quiet=quiet)
+    return Journal(path, start=start, seconds=0.0, console=console, writers=writers)
 
 
 def test_the_meter_splits_the_mean_by_noise_level():

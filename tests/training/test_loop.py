@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import tiny_run
 
 from diffit import sealed
 from diffit.checkpoint import checkpoint_folder, checkpoints, load, newest
@@ -26,6 +25,7 @@ from diffit.training.folder import locked
 from diffit.training.journal import read_metrics
 from diffit.training.loop import train
 from diffit.training.settings import RunConfig
+from tiny import tiny_run
 
 
 def go(config, run, **options):
@@ -51,7 +51,7 @@ def weights(run, images, name="model"):
     return load_file(checkpoint_folder(run, images) / f"{name}.safetensors")
 
 
-class Crash(Exception):
+class CrashError(Exception):
     pass
 
 
@@ -66,7 +66,7 @@ def at(images, act):
 
 
 def crash():
-    raise Crash
+    raise CrashError
 
 
 def interrupt(number=signal.SIGINT):
@@ -101,7 +101,7 @@ def test_a_run_is_a_function_of_its_configuration(straight, tmp_path):
 @pytest.mark.parametrize("moment", [16, 80, 96, 144])
 def test_a_crashed_run_resumes_bit_for_bit(straight, tmp_path, moment):
     config = tiny_run(images=160, snapshot_every=16)
-    with pytest.raises(Crash):
+    with pytest.raises(CrashError):
         go(config, tmp_path / "run", on_snapshot=at(moment, crash))
     go(config, tmp_path / "run", resume=True)
     assert sums(tmp_path / "run", 160) == sums(straight, 160)
@@ -147,7 +147,7 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path):
     assert sums(tmp_path / "run", 64) == before
 
 
-def test_a_damaged_newest_checkpoint_is_set_aside_and_its_steps_repeated(straight, tmp_path, capsys):
+def test_a_damaged_newest_checkpoint_is_set_aside(straight, tmp_path, capsys):
     run = tmp_path / "run"
     go(tiny_run(images=128), run)
     file = checkpoint_folder(run, 128) / "optimizer.safetensors"
@@ -162,12 +162,12 @@ def test_a_run_without_an_intact_checkpoint_is_refused(tmp_path):
     go(tiny_run(images=64), tmp_path / "run")
     for folder in checkpoints(tmp_path / "run"):
         (folder / "model.safetensors").unlink()
-    with pytest.raises(DiffitError, match="no checkpoint of .* is intact"):
+    with pytest.raises(DiffitError, match=r"no checkpoint of .* is intact"):
         go(tiny_run(images=64), tmp_path / "run", resume=True)
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_over(straight, tmp_path):
-    with pytest.raises(Crash):
+    with pytest.raises(CrashError):
         go(tiny_run(images=160, snapshot_every=16), tmp_path / "run", on_snapshot=at(16, crash))
     assert checkpoints(tmp_path / "run") == []
     go(tiny_run(images=160), tmp_path / "run", resume=True)
@@ -200,7 +200,7 @@ def test_activation_checkpointing_changes_nothing_but_memory(straight, tmp_path)
 def test_mixed_precision_trains_and_resumes(tmp_path, precision):
     config = tiny_run(images=160, precision=precision, snapshot_every=16)
     go(config, tmp_path / "straight")
-    with pytest.raises(Crash):
+    with pytest.raises(CrashError):
         go(config, tmp_path / "run", on_snapshot=at(96, crash))
     go(config, tmp_path / "run", resume=True)
     assert sums(tmp_path / "run", 160) == sums(tmp_path / "straight", 160)
@@ -300,7 +300,7 @@ def test_an_image_that_spoils_a_step_is_named_and_the_step_skipped(monkeypatch, 
 
 def test_a_run_gives_up_if_trouble_persists(monkeypatch, tmp_path):
     poison(monkeypatch)
-    with pytest.raises(trouble.Diverged, match="not finite in 3 steps in a row, at 48 images"):
+    with pytest.raises(trouble.DivergedError, match="not finite in 3 steps in a row, at 48 images"):
         go(tiny_run(max_bad_steps=3), tmp_path / "run")
 
 

@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from tiny import tiny_run
 
 from diffit.data import open_dataset
 from diffit.data.images import read_image
 from diffit.training.loop import train
 from diffit.training.pictures import draw_curve, draw_pictures, real_images, smooth
+from tiny import tiny_run
 
 
 def test_a_run_draws_samples_beside_real_images(tmp_path):

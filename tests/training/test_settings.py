@@ -1,11 +1,11 @@
 """Settings of a run: mistakes are refused, differences between two runs are named."""
 
 import pytest
-from tiny import tiny_run
 
 from diffit.config import parse, read_yaml, write_yaml
 from diffit.errors import ConfigError
 from diffit.training.settings import RunConfig, changeable, changes
+from tiny import tiny_run
 
 
 def test_settings_survive_the_file(tmp_path):

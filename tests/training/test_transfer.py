@@ -5,7 +5,6 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import tiny_run
 
 from diffit.checkpoint import load, save_model
 from diffit.config import Settings
@@ -14,6 +13,7 @@ from diffit.model import ModelConfig, build_model
 from diffit.nn.attention import RelativeBias
 from diffit.training.loop import train
 from diffit.training.transfer import carry_over, describe
+from tiny import tiny_run
 
 NAMES = tuple("0123456789")
 
@@ -37,6 +37,11 @@ def stored(tmp_path, names=(), **network):
         tmp_path / "x", Exported(model=model.config), {"model": model.network.state_dict()}, {}
     )
     return model, tmp_path / "x"
+
+
+def square(bias):
+    """(heads, rows, columns) of a position bias."""
+    return bias.table.detach().T.unflatten(1, (2 * bias.grid[0] - 1, -1))
 
 
 def table(model):
@@ -105,7 +110,7 @@ def test_a_larger_window_interpolates_the_position_bias(tmp_path):
         before = source.network.get_submodule(key.removesuffix(".table"))
         after = model.network.get_submodule(key.removesuffix(".table"))
         assert isinstance(after, RelativeBias)
-        old, new = (m.table.detach().T.unflatten(1, (2 * m.grid[0] - 1, -1)) for m in (before, after))
+        old, new = square(before), square(after)
         # The middle (no displacement) and the far ends stay where they are.
         a, b = old.shape[1] // 2, new.shape[1] // 2
         assert torch.allclose(new[:, b, b], old[:, a, a], atol=1e-5)

@@ -26,7 +26,7 @@ class AverageConfig(Settings):
     """A half-life is at most this share of the images seen so far; 0 is no such limit."""
     power: tuple[float, ...] = ()
     """Relative lengths of power-function averages; 0.05 is stored as `ema-power-0.05`. With two of
-    them, such as 0.05 and 0.1, any other length can be rebuilt later: `--weights ema-power-0.08`."""
+    them, such as 0.05 and 0.1, any other can be rebuilt later: `--weights ema-power-0.08`."""
     power_every: int = 0
     """Images between two stored states of the power-function averages; 0: at every checkpoint."""
     default: str = ""

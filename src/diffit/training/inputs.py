@@ -4,7 +4,7 @@ Every draw is a function of (seed, number of the image in the run, purpose): nei
 accumulation, nor device, nor an interruption changes it.
 """
 
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -40,7 +40,11 @@ class Inputs(NamedTuple):
 
     def part(self, first: int, count: int) -> Self:
         """``count`` images from ``first`` on."""
-        return type(self)(*(x if x is None else x[first : first + count] for x in self))
+
+        def rows(x: Any) -> Any:
+            return x if x is None else x[first : first + count]
+
+        return type(self)(*map(rows, self))
 
 
 def draw_inputs(
@@ -88,7 +92,7 @@ def _to(inputs: Inputs, device: torch.device) -> Inputs:
     if device.type == "cpu":
         return inputs
 
-    def move(x: Tensor | None) -> Tensor | None:
+    def move(x: Any) -> Any:
         return x if x is None else x.pin_memory().to(device, non_blocking=True)
 
     seen = ("clean", "noise", "label", "augment", "keys")

@@ -23,7 +23,7 @@ class Meter:
         self.state = _fresh() if state is None else state
 
     def add(self, losses: Sequence[float], positions: Sequence[float]) -> None:
-        """Losses of images whose noise levels lie at ``positions`` in (0, 1) of the training law."""
+        """Losses of images whose levels lie at ``positions`` in (0, 1) of the training law."""
         for loss, position in zip(losses, positions, strict=True):
             level = int(position * LEVELS)
             self.state["level_loss"][level] += loss

@@ -14,8 +14,8 @@ from diffit.training.settings import RunConfig
 def presets() -> dict[str, str]:
     """Name of each preset -> what its first comment says it is."""
     folder = files("diffit") / "presets"
-    found = sorted(p for p in folder.iterdir() if p.name.endswith(".yaml"))
-    return {p.name.removesuffix(".yaml"): _first_comment(p.read_text("utf-8")) for p in found}
+    found = {p.name.removesuffix(".yaml"): p for p in folder.iterdir() if p.name.endswith(".yaml")}
+    return {name: _first_comment(found[name].read_text("utf-8")) for name in sorted(found)}
 
 
 def read_config(name: str) -> RunConfig:

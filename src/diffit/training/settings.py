@@ -95,7 +95,9 @@ class TrainConfig(Settings):
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"train.betas {self.betas} must lie in 0 <= beta < 1")
         if self.decay == "inverse-sqrt" and not self.decay_from:
-            raise ValueError("train.decay inverse-sqrt needs train.decay_from, its reference length")
+            raise ValueError(
+                "train.decay inverse-sqrt needs train.decay_from, its reference length"
+            )
         return self
 
 

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -69,7 +69,7 @@ class Objective:
         for first in range(0, count, micro_batch or count):
             part = self.losses(inputs.part(first, micro_batch or count))
             # Divided by the whole batch, so that unequal parts count by their images.
-            (part.sum() * (factor / count)).backward()
+            torch.autograd.backward(part.sum() * (factor / count))
             losses.append(part.detach())
         return self._measure(torch.cat(losses), factor)
 
@@ -115,18 +115,19 @@ def arithmetic(device: torch.device, *, tf32: bool, threads: int) -> Iterator[No
 
     On the CPU only deterministic kernels are used, so that a run can be repeated bit for bit.
     """
+    deterministic: Any = torch.utils.deterministic
     before = (
         torch.backends.cuda.matmul.allow_tf32,
         torch.backends.cudnn.allow_tf32,
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
-        torch.utils.deterministic.fill_uninitialized_memory,
+        deterministic.fill_uninitialized_memory,
         torch.get_num_threads(),
     )
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
     if device.type == "cpu":
         torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        deterministic.fill_uninitialized_memory = False  # a check of torch's own, and slow
     if threads:
         torch.set_num_threads(threads)
     try:
@@ -134,5 +135,5 @@ def arithmetic(device: torch.device, *, tf32: bool, threads: int) -> Iterator[No
     finally:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before[:2]
         torch.use_deterministic_algorithms(before[2], warn_only=before[3])
-        torch.utils.deterministic.fill_uninitialized_memory = before[4]
+        deterministic.fill_uninitialized_memory = before[4]
         torch.set_num_threads(before[5])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from diffit.checkpoint import load
@@ -111,10 +112,10 @@ def _matching(source: Model, model: Model) -> dict[int, int]:
 
 def _resize_bias(table: Tensor, before: Sequence[int], after: Sequence[int]) -> Tensor:
     """A ((2h-1)(2w-1), heads) table for a window of another size, bicubic, ends on ends."""
-    image = table.T.unflatten(1, (2 * before[0] - 1, 2 * before[1] - 1))[None]
+    image = rearrange(table, "(h w) heads -> 1 heads h w", h=2 * before[0] - 1)
     size = (2 * after[0] - 1, 2 * after[1] - 1)
     resized = F.interpolate(image.float(), size=size, mode="bicubic", align_corners=True)
-    return resized[0].flatten(1).T.to(table)
+    return rearrange(resized, "1 heads h w -> (h w) heads").to(table)
 
 
 def _fit_channels(old: Tensor, new: Tensor, channels: tuple[int, int]) -> Tensor | None:

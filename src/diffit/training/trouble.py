@@ -11,7 +11,7 @@ from diffit.training.state import State
 from diffit.training.step import Gradients, Objective
 
 
-class Diverged(DiffitError):
+class DivergedError(DiffitError):
     """Losses or gradients were not finite for too many steps in a row."""
 
 
@@ -34,7 +34,7 @@ def note_trouble(
         gradients: what it gave.
         loader: knows which image of the data set each one is.
         file: gets a JSON line.
-        patience: so many such steps in a row raise `Diverged`.
+        patience: so many such steps in a row raise `DivergedError`.
 
     Returns:
         None if fp16 overflowed only because of its loss scale, which is no fault of any image.
@@ -54,7 +54,7 @@ def note_trouble(
     with file.open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(record) + "\n")
     if state.bad >= patience:
-        raise Diverged(
+        raise DivergedError(
             f"loss or gradient was not finite in {state.bad} steps in a row, at {state.images} "
             f"images, so the run has ended; {file} lists the images; start again with a lower "
             "train.lr or with train.clip"

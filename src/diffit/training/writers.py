@@ -51,7 +51,7 @@ class TensorBoard:
         from torch.utils.tensorboard import SummaryWriter
 
         # Events past the resumed image count are hidden, as their lines are cut elsewhere.
-        self.writer: Any = SummaryWriter(str(folder), purge_step=start + 1)  # type: ignore[no-untyped-call]
+        self.writer: Any = SummaryWriter(str(folder), purge_step=start + 1)
 
     def write(self, images: int, numbers: dict[str, float]) -> None:
         """Note numbers, ``images`` into the run."""
