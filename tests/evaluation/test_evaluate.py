@@ -148,6 +148,32 @@ def test_accuracy_counts_labels_by_the_names_of_classes():
     assert figure.value("accuracy") == pytest.approx(0.9, abs=0.03)
 
 
+def test_figures_over_the_shipped_features_tell_good_samples_from_bad():
+    examples = [HELD_OUT[i] for i in range(len(HELD_OUT))]
+    pixels = np.stack([e.image.transpose(1, 2, 0) for e in examples])
+    labels = np.array([e.label for e in examples])
+    noise = np.random.default_rng(0).normal(size=pixels.shape)
+    one_each = pixels[[int(np.argmax(labels == label)) for label in labels]]
+    config = EvaluationConfig(draws=0)
+
+    def measured(images: np.ndarray):
+        samples = Arrays(images, labels, DIGITS.classes)
+        return evaluate(samples, DIGITS, features=FEATURES, config=config)
+
+    noisy = [measured((pixels + s * noise).clip(0, 255).astype(np.uint8)) for s in (0, 25, 60)]
+    for metric in ("fd", "kid"):
+        real, worse, worst = (passport.value(metric) for passport in noisy)
+        assert real < worse < worst
+    for metric in ("precision", "density", "coverage", "accuracy"):
+        real, worse, worst = (passport.value(metric) for passport in noisy)
+        assert real > worse > worst
+    # One digit of each class, drawn again and again: precise, but nothing of the variety.
+    collapsed = measured(one_each)
+    assert collapsed.value("precision") > 0.8
+    assert collapsed.value("recall") < 0.05
+    assert collapsed.value("fd") > 10 * noisy[0].value("fd")
+
+
 def test_progress_is_told_for_both_sides():
     seen = []
     config = EvaluationConfig(batch=40, draws=0, metrics=("fd",))

@@ -124,7 +124,7 @@ def show(passport: Passport, console: Console) -> None:
     table = Table()
     table.add_column("figure")
     table.add_column("value", justify="right")
-    table.add_column("95 % interval", justify="right")
+    table.add_column("95 % interval", justify="right", no_wrap=True)
     table.add_column("samples", justify="right")
     table.add_column("reference", justify="right")
     for figure in passport.figures:
