@@ -3,6 +3,7 @@
 import importlib
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,7 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 on success, 2 for a mistake of the user, 130 when interrupted."""
     args = list(sys.argv[1:] if argv is None else argv)
     try:
-        _dispatch(args)
+        with warnings.catch_warnings():
+            warnings.showwarning = _note  # type: ignore[assignment]
+            _dispatch(args)
     except DiffitError as error:
         print(f"diffit: {error}", file=sys.stderr)
         return 2
@@ -38,6 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return 0
+
+
+def _note(message: Warning | str, *_: object) -> None:
+    """A warning for a user: what it says, not the line of code that says it."""
+    print(f"diffit: note: {message}", file=sys.stderr)
 
 
 def _dispatch(args: list[str]) -> None:
