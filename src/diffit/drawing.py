@@ -20,7 +20,7 @@ from diffit.checkpoint import load
 from diffit.errors import DiffitError, UsageError
 from diffit.model import Model
 from diffit.samplers import SAMPLERS
-from diffit.samples import Plan, Weights, draw_unit
+from diffit.samples import Plan, Weights, draw_unit, weights_of
 
 Tell = Callable[[float], None]
 """Told how much further the drawing is, in units."""
@@ -73,7 +73,7 @@ def threads(count: int) -> Iterator[None]:
 
 def _load(weights: Weights, device: str) -> Model:
     model = load(weights.checkpoint, weights=weights.name, device=device)
-    if model.provenance["blake2b"] != weights.hash:
+    if weights_of(model).hash != weights.hash:
         raise UsageError(f"{weights.checkpoint} has changed while it was in use; start again")
     return model
 

@@ -9,6 +9,7 @@ Image i is computed in unit i // unit, at place i % unit, among the same neighbo
 count: its bytes depend on nothing else of the plan, nor on processes or interruptions.
 """
 
+import hashlib
 import json
 import os
 import zipfile
@@ -42,7 +43,7 @@ class Weights(Settings):
     checkpoint: str
     name: str
     hash: str
-    """BLAKE2b of their file; the path may change, this may not."""
+    """BLAKE2b of their file, or of the tensors; the path may change, this may not."""
 
 
 class Plan(Settings):
@@ -78,7 +79,8 @@ def weights_of(model: Model) -> Weights:
     return Weights(
         checkpoint=str(Path(origin["checkpoint"]).resolve()),
         name=origin["weights"],
-        hash=origin["blake2b"] or "",
+        # An average that is blended while it is read has no file of its own.
+        hash=origin["blake2b"] or _digest(model),
     )
 
 
@@ -244,6 +246,14 @@ def write_zip(out: Path, plan: Plan) -> Path:
     path.unlink(missing_ok=True)
     pack(str(out / "images"), path)
     return path
+
+
+def _digest(model: Model) -> str:
+    digest = hashlib.blake2b()
+    for name, tensor in sorted(model.network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _intact(path: Path, shape: tuple[int, int, int]) -> bool:
