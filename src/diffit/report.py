@@ -72,7 +72,12 @@ def matrix(columns: Sequence[str], rows: Iterable[tuple[str, Sequence[np.ndarray
         + "</tr>"
         for name, images in rows
     )
-    return f'<div class="wide"><table class="matrix"><tr><th></th>{head}</tr>{body}</table></div>'
+    # Columns of one width, and on a small screen wide enough to see something: then it scrolls.
+    style = f"min-width: {4.5 + 2.8 * len(columns):g}rem"
+    return (
+        f'<div class="wide"><table class="matrix" style="{style}">'
+        f"<tr><th></th>{head}</tr>{body}</table></div>"
+    )
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -108,7 +113,7 @@ def curve(series: Mapping[str, Points], *, x: str, y: str) -> str:
         return '<p class="note">There is nothing to draw yet.</p>'
     frame = _Frame.around(everything)
     lines = "".join(
-        f'<polyline class="line s{i}" points="{frame.path(points)}"/>'
+        f'<polyline class="line s{i}" {_STROKE} points="{frame.path(points)}"/>'
         for i, points in enumerate(kept.values())
     )
     legend = "".join(
@@ -141,6 +146,8 @@ def count(number: float) -> str:
     return f"{number:,.4g}" if number % 1 else f"{int(number):,}"
 
 
+# In the attributes too, for viewers that know no style sheets inside SVG.
+_STROKE = 'fill="none" stroke="currentColor"'
 _HEAT = ((10, 8, 36), (76, 20, 110), (176, 48, 106), (240, 122, 56), (253, 244, 176))
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 720, 320, 64, 704, 30, 268
 
@@ -171,7 +178,7 @@ class _Frame(NamedTuple):
         for value in _log_ticks(self.y_min, self.y_max):
             _, y = self.place(0, value)
             pieces.append(
-                f'<path class="rule" d="M{_LEFT} {y:.1f}H{_RIGHT}"/>'
+                f'<path class="rule" {_STROKE} d="M{_LEFT} {y:.1f}H{_RIGHT}"/>'
                 f'<text x="{_LEFT - 8}" y="{y + 5:.1f}" text-anchor="end">{value:.3g}</text>'
             )
         for value in _ticks(self.x_max):
@@ -248,19 +255,20 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 .plain th, .plain td { text-align: left; padding: .45rem .9rem .45rem 0; font-weight: 400;
   border-bottom: 1px solid var(--rule); }
 .plain tr:first-child th { color: var(--soft); font-size: .9rem; }
-.matrix { width: 100%; }
+.matrix { width: 100%; table-layout: fixed; }
+.matrix tr:first-child th:first-child { width: 4.5rem; }
 .matrix th { font-weight: 400; font-size: .8rem; color: var(--soft); padding: .15rem .3rem;
   white-space: nowrap; }
 .matrix tr > th:first-child { text-align: right; position: sticky; left: 0;
   background: var(--paper); }
 .matrix td { padding: .1rem; }
-.matrix img { width: 100%; min-width: 2.4rem; height: auto; display: block; border-radius: .2rem; }
+.matrix img { width: 100%; height: auto; display: block; border-radius: .2rem; }
 .chart { background: var(--card); border: 1px solid var(--rule); border-radius: .75rem;
   padding: .75rem; }
 .chart svg { width: 100%; height: auto; display: block; }
 .chart text { fill: var(--soft); font-size: 13px; }
-.rule { stroke: var(--rule); stroke-width: 1; }
-.line { fill: none; stroke: currentColor; stroke-width: 2; stroke-linejoin: round; }
+.rule { color: var(--rule); }
+.line { stroke-width: 2; stroke-linejoin: round; }
 .legend { display: flex; flex-wrap: wrap; gap: .2rem 1.1rem; font-size: .9rem;
   padding: 0 .5rem; }
 .legend span::before { content: ""; display: inline-block; width: 1.1em; height: .2em;
