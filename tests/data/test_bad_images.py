@@ -116,9 +116,21 @@ def images_beside_class_folders(root):
     return put(root, {"a.png": png(), "cat/b.png": png()})
 
 
-@bad("holds images in folders inside folders (train/cat/a.png); name the folder whose sub-folders")
+@bad("holds images in folders inside folders (test/cat/b.png); name the folder whose sub-folders")
 def class_folders_one_level_too_deep(root):
-    return put(root, {"train/cat/a.png": png(), "train/dog/b.png": png()})
+    return put(root, {"train/cat/a.png": png(), "test/cat/b.png": png()})
+
+
+@bad("cat/loop is a link to a folder that holds it; remove it")
+def a_link_that_loops(root):
+    put(root, {"cat/a.png": png()})
+    (root / "cat" / "loop").symlink_to(root)
+    return root
+
+
+@bad("first line\\nsecond line.png is empty; remove it or restore it")
+def a_name_of_two_lines(root):
+    return put(root, {"first line\nsecond line.png": b""})
 
 
 @bad("sub-folder 'dog' holds files but no images that can be read; remove it, or convert them")
@@ -452,6 +464,15 @@ def test_16_bit_transparency_is_refused(tmp_path: Path) -> None:
     picture(mode="I;16").save(tmp_path / "a.png", transparency=3)
     with pytest.raises(DataError, match="16-bit grey with transparency; save it without"):
         read_image(tmp_path / "a.png")
+
+
+def test_a_folder_that_may_not_be_listed_is_named(tmp_path: Path, monkeypatch) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DataError, match="cannot be read: Permission denied; mend its permissions"):
+        open_dataset(tmp_path)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")

@@ -96,13 +96,26 @@ def test_litter_of_operating_systems_is_passed_over(tmp_path: Path) -> None:
     assert dataset.files.hidden == 5
 
 
-def test_links_are_followed_and_loops_are_not(tmp_path: Path) -> None:
+def test_links_are_followed(tmp_path: Path) -> None:
     folder(tmp_path / "real")
     (tmp_path / "set").mkdir()
     for name in CLASSES:
         (tmp_path / "set" / name).symlink_to(tmp_path / "real" / name)
-    (tmp_path / "real" / "cat" / "loop").symlink_to(tmp_path / "real")
-    assert len(open_dataset(tmp_path / "set", labels=False)) == 6
+    assert_is_the_set(open_dataset(tmp_path / "set"))
+    (tmp_path / "set" / "cat again").symlink_to(tmp_path / "real" / "cat")
+    assert len(open_dataset(tmp_path / "set")) == 9
+
+
+@pytest.mark.parametrize("index", [None, {"labels": None}])
+def test_the_zip_of_a_folder_is_read_like_the_folder(tmp_path: Path, index) -> None:
+    path = archive(tmp_path / "set.zip", [f"my set/{name}" for name in NAMES])
+    with zipfile.ZipFile(path, "a") as out:
+        out.writestr("my set/README.md", "about")
+        out.writestr("LICENSE", "about")
+        if index is not None:
+            labels = {"labels": list(zip(NAMES, LABELS, strict=True)), "classes": CLASSES}
+            out.writestr("my set/dataset.json", json.dumps(labels))
+    assert_is_the_set(open_dataset(path))
 
 
 def test_a_name_that_is_no_utf8_can_be_read_and_named(tmp_path: Path) -> None:

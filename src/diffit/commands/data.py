@@ -136,10 +136,10 @@ def _facts(found: Survey) -> list[tuple[str, str]]:
         ("sizes", _counts({f"{w} x {h}": n for (w, h), n in found.sizes.most_common()})),
         ("pixels", _counts(dict(found.pixels.most_common()))),
         ("classes", _counts(found.classes) if found.classes else "none"),
-        ("duplicates", f"{copies} copies" if copies else "none"),
         ("in memory", _bytes(found.memory)),
+        ("duplicates", f"{copies} copies" if copies else "none"),
     ]
-    facts += [("", " = ".join(names[:LINES])) for names in found.duplicates[:LINES]]
+    facts += [("", _copies(names)) for names in found.duplicates[:LINES]]
     if found.others:
         facts.append(("other files", _counts(dict(found.others.most_common()))))
     if found.hidden:
@@ -148,6 +148,11 @@ def _facts(found: Survey) -> list[tuple[str, str]]:
         facts.append(("unreadable", str(len(found.unreadable))))
         facts += [("", reason) for reason in list(found.unreadable.values())[:LINES]]
     return facts
+
+
+def _copies(names: list[str]) -> str:
+    more = f" = {len(names) - 2} more" if len(names) > 2 else ""
+    return f"{names[0]} = {names[1]}{more}"
 
 
 def _counts(counts: dict[str, int]) -> str:

@@ -46,13 +46,12 @@ class Files(Protocol):
 
 
 class Folder:
-    """Files of a folder and the folders below; links are followed, each folder once."""
+    """Files of a folder and the folders below; links are followed."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.hidden = 0
-        self._seen: set[tuple[int, int]] = set()
-        names = sorted(self._walk(path, ""))
+        names = sorted(self._walk(path, "", ()))
         self.images = [name for name in names if is_image(name)]
         self.others = [name for name in names if not is_image(name)]
 
@@ -62,23 +61,24 @@ class Folder:
     def shown(self, name: str) -> str:
         return printable(str(self.path / name))
 
-    def _walk(self, folder: Path, prefix: str) -> Iterator[str]:
+    def _walk(self, folder: Path, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
+        shown = printable(str(folder))
         try:
             status = folder.stat()
-            if (status.st_dev, status.st_ino) in self._seen:
-                return  # a link back to a folder that has been walked already
-            self._seen.add((status.st_dev, status.st_ino))
             with os.scandir(folder) as scan:
                 entries = list(scan)
         except OSError as error:
             raise DataError(
-                f"{printable(str(folder))} cannot be read: {error.strerror}; mend its permissions"
+                f"{shown} cannot be read: {error.strerror}; mend its permissions"
             ) from None
+        own = (status.st_dev, status.st_ino)
+        if own in above:
+            raise DataError(f"{shown} is a link to a folder that holds it; remove it")
         for entry in entries:
             if is_hidden(entry.name):
                 self.hidden += 1
             elif entry.is_dir():
-                yield from self._walk(folder / entry.name, f"{prefix}{entry.name}/")
+                yield from self._walk(folder / entry.name, f"{prefix}{entry.name}/", (*above, own))
             else:
                 yield prefix + entry.name
 
@@ -148,5 +148,5 @@ def is_hidden(name: str) -> bool:
 
 
 def printable(text: str) -> str:
-    """``text`` with bytes that are no UTF-8 spelled out, so that it can be printed anywhere."""
-    return text.encode("utf-8", "backslashreplace").decode()
+    """``text`` on one line; control codes and bytes that are no UTF-8 are spelled out."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -129,7 +129,9 @@ def _survey_files(path: str, files: Files, follow: Follow) -> tuple[Survey, _Col
     labels, refusal = _labels(files)
     found = Survey(path, _layout(files, labels), hidden=files.hidden, refusal=refusal)
     found.others = Counter(
-        PurePosixPath(name).suffix.lower() or name for name in files.others if name != INDEX
+        PurePosixPath(name).suffix.lower() or name
+        for name in files.others
+        if PurePosixPath(name).name != INDEX
     )
     collector, counts = _Collector(len(files.images)), Counter[int]()
     for i in follow(range(len(files.images))):
@@ -158,7 +160,7 @@ def _labels(files: Files) -> tuple[Labels, str]:
 
 
 def _layout(files: Files, labels: Labels) -> str:
-    if INDEX in files.others:
+    if any(PurePosixPath(name).name == INDEX for name in files.others):
         return f"images with {INDEX}"
     if labels.classes:
         return "one sub-folder per class"

@@ -22,26 +22,37 @@ class Labels(NamedTuple):
 def find_labels(files: Files) -> Labels:
     """Labels of ``files.images``; DataError where the set does not say clearly what they are."""
     if INDEX in files.others:
-        return _from_index(files)
+        return _from_index(files, "")
+    top = _only_folder(files)
+    if top + INDEX in files.others:
+        return _from_index(files, top)
     depths = {name.count("/") for name in files.images}
     if depths <= {0}:
         return Labels((), ())
-    if len(depths) > 1 or depths != {1}:
-        raise DataError(_unclear(files))
-    return _from_folders(files)
+    if depths == {1}:
+        return _from_folders(files, "")
+    if depths == {2} and top:
+        return _from_folders(files, top)
+    raise DataError(_unclear(files))
 
 
-def _from_folders(files: Files) -> Labels:
-    folders = [name.split("/", 1)[0] for name in files.images]
+def _only_folder(files: Files) -> str:
+    """`name/` if all images lie in that one folder, as in the zip of a folder; else nothing."""
+    first = {name.split("/", 1)[0] + "/" for name in files.images}
+    return first.pop() if len(first) == 1 and all("/" in n for n in files.images) else ""
+
+
+def _from_folders(files: Files, top: str) -> Labels:
+    folders = [name.removeprefix(top).split("/", 1)[0] for name in files.images]
     classes = sorted(set(folders))
+    numbers = {name: i for i, name in enumerate(classes)}
     for other in files.others:
-        first = other.split("/", 1)[0]
-        if "/" in other and first not in set(classes):
+        first, _, inside = other.removeprefix(top).partition("/")
+        if other.startswith(top) and inside and first not in numbers:
             raise DataError(
                 f"{printable(str(files.path))}: sub-folder {printable(first)!r} holds files but no "
                 f"images that can be read; remove it, or convert them to PNG or JPEG"
             )
-    numbers = {name: i for i, name in enumerate(classes)}
     return Labels(tuple(numbers[name] for name in folders), tuple(map(printable, classes)))
 
 
@@ -59,12 +70,13 @@ def _unclear(files: Files) -> str:
     )
 
 
-def _from_index(files: Files) -> Labels:
-    index, where = _read_index(files), files.shown(INDEX)
+def _from_index(files: Files, top: str) -> Labels:
+    where = files.shown(top + INDEX)
+    index = _read_index(files.read(top + INDEX), where)
     entries = index.get("labels")
     if entries is None:
         return Labels((), ())
-    table = _table(entries, where)
+    table = {top + name: label for name, label in _table(entries, where).items()}
     for name in files.images:
         if name not in table:
             raise DataError(f"{where} has no label for {printable(name)}; add it, or {NO_LABELS}")
@@ -76,10 +88,9 @@ def _from_index(files: Files) -> Labels:
     return Labels(values, _class_names(index.get("classes"), max(values, default=-1) + 1, where))
 
 
-def _read_index(files: Files) -> dict[str, Any]:
-    where = files.shown(INDEX)
+def _read_index(data: bytes, where: str) -> dict[str, Any]:
     try:
-        index = json.loads(files.read(INDEX))
+        index = json.loads(data)
     except (ValueError, RecursionError):
         raise DataError(f"{where} is no valid JSON") from None
     if not isinstance(index, dict) or "labels" not in index:
