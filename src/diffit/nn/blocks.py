@@ -47,7 +47,7 @@ class MLP(nn.Module):
         hidden = self.up(tokens)
         if self.up_time is not None:
             hidden = hidden + _over(self.up_time(time), hidden)
-        hidden = self.dropout(gelu(hidden), keys)
+        hidden = self.dropout(gelu(hidden, overwrite=True), keys)
         out: Tensor = self.down(hidden)
         return out
 

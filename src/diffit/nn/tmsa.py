@@ -96,7 +96,8 @@ class TMSA(nn.Module):
         """(B, G, n, C) and (B, T) to (B, G, n, C)."""
         qkv = self.qkv(windows)
         if self.qkv_time is not None:
-            qkv = qkv + self.qkv_time(time)[:, None, None]
+            # In place: nobody else sees the projections, and memory costs time.
+            qkv += self.qkv_time(time)[:, None, None]
         q, k, v = split_heads(qkv.flatten(0, 1), self.heads)
         record = self._record if self.on_map is not None else None
         mixed = join_heads(
