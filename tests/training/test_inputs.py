@@ -5,7 +5,7 @@ import torch
 
 from diffit.data.loader import Batch
 from diffit.model import build_model
-from diffit.training.inputs import draw_inputs
+from diffit.training.inputs import Ahead, draw_inputs
 from tiny import tiny_run
 
 MODEL = build_model(tiny_run().model)
@@ -71,3 +71,21 @@ def test_a_part_is_a_slice():
     assert part.number.tolist() == [6, 7, 8]
     assert part.augment is None
     assert torch.equal(part.noise, whole.noise[6:])
+
+
+def test_items_made_ahead_come_in_order():
+    ahead = Ahead(iter(range(100)), depth=3)
+    assert [next(ahead) for _ in range(50)] == list(range(50))
+    ahead.close()
+
+
+def test_a_failure_ahead_reaches_the_one_who_waits():
+    def items():
+        yield 1
+        raise OSError("gone")
+
+    ahead = Ahead(items())
+    assert next(ahead) == 1
+    with pytest.raises(OSError, match="gone"):
+        next(ahead)
+    ahead.close()

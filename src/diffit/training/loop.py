@@ -5,7 +5,8 @@ newest intact checkpoint as if nothing had happened, on the CPU bit for bit.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -25,7 +26,7 @@ from diffit.training.folder import (
     refuse_taken,
     write_run,
 )
-from diffit.training.inputs import draw_inputs
+from diffit.training.inputs import Ahead, Inputs, draw_inputs
 from diffit.training.interrupts import Interrupts
 from diffit.training.journal import Journal
 from diffit.training.optim import learning_rate, set_rate
@@ -112,8 +113,8 @@ def train(
             for note in notes:
                 journal.say(note)
             run = Run(config, out, dataset, state, journal, interrupts, on_snapshot)
-            with open_loader(config, dataset, start=state.images) as loader:
-                return take_steps(run, loader)
+            with open_inputs(run) as inputs:
+                return take_steps(run, inputs)
 
 
 @dataclass
@@ -129,7 +130,29 @@ class Run:
     on_snapshot: OnSnapshot | None
 
 
-def take_steps(run: Run, loader: Loader) -> Outcome:
+@contextmanager
+def open_inputs(run: Run) -> Iterator[Iterator[Inputs]]:
+    """What the steps of a run see, from the image on at which it stands."""
+    state, config = run.state, run.config
+    with open_loader(config, run.dataset, start=state.images) as loader:
+        inputs = (
+            draw_inputs(
+                batch,
+                state.model,
+                seed=config.train.seed,
+                label_dropout=config.train.label_dropout,
+                augmentation=config.data.augment,
+            )
+            for batch in loader
+        )
+        if state.model.device.type == "cpu":
+            yield inputs
+            return
+        with closing(Ahead(inputs)) as ahead:
+            yield ahead
+
+
+def take_steps(run: Run, inputs: Iterator[Inputs]) -> Outcome:
     """Step until the run is over, with lines, checkpoints and pictures where they are due."""
     state, train = run.state, run.config.train
     objective = build_objective(state, run.config)
@@ -138,7 +161,7 @@ def take_steps(run: Run, loader: Loader) -> Outcome:
     last = time.monotonic()
     while reason is None:
         before = state.images
-        metrics = take_step(run, objective, loader)
+        metrics = take_step(run, objective, next(inputs))
         now = time.monotonic()
         state.seconds, last = state.seconds + now - last, now
         reason = why_stop(run)
@@ -155,16 +178,9 @@ def take_steps(run: Run, loader: Loader) -> Outcome:
     return Outcome(reason, state.images, state.seconds)
 
 
-def take_step(run: Run, objective: Objective, loader: Loader) -> dict[str, float]:
+def take_step(run: Run, objective: Objective, inputs: Inputs) -> dict[str, float]:
     """Show the network one batch; skip the step if its loss or gradient is not finite."""
     state, train = run.state, run.config.train
-    inputs = draw_inputs(
-        next(loader),
-        state.model,
-        seed=train.seed,
-        label_dropout=train.label_dropout,
-        augmentation=run.config.data.augment,
-    )
     gradients = objective.gradients(inputs, micro_batch=train.micro_batch)
     state.images += len(inputs.number)
     rate = learning_rate(
@@ -190,7 +206,7 @@ def take_step(run: Run, objective: Objective, loader: Loader) -> dict[str, float
             objective,
             inputs,
             gradients,
-            loader,
+            index=index_of(run),
             file=run.folder / "nonfinite.jsonl",
             patience=train.max_bad_steps,
         )
@@ -260,6 +276,12 @@ def open_loader(config: RunConfig, dataset: Dataset, *, start: int) -> Loader:
         workers=config.data.workers,
         memory=config.data.memory << 20,
     )
+
+
+def index_of(run: Run) -> Callable[[int], int]:
+    """Number of an image in the run -> its number in the data set."""
+    # A loader of its own: the other one may be at work in another thread.
+    return Loader(run.dataset, batch=1, seed=run.config.train.seed, memory=0).index
 
 
 def _passed(every: int, before: int, after: int) -> bool:

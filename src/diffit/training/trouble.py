@@ -2,9 +2,9 @@
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
-from diffit.data.loader import Loader
 from diffit.errors import DiffitError
 from diffit.training.inputs import Inputs
 from diffit.training.state import State
@@ -20,8 +20,8 @@ def note_trouble(
     objective: Objective,
     inputs: Inputs,
     gradients: Gradients,
-    loader: Loader,
     *,
+    index: Callable[[int], int],
     file: Path,
     patience: int,
 ) -> str | None:
@@ -32,7 +32,7 @@ def note_trouble(
         objective: computes the images one by one.
         inputs: the batch.
         gradients: what it gave.
-        loader: knows which image of the data set each one is.
+        index: number of an image in the run to its number in the data set.
         file: gets a JSON line.
         patience: so many such steps in a row raise `DivergedError`.
 
@@ -47,7 +47,7 @@ def note_trouble(
     record = {
         "images": state.images,
         "numbers": numbers,
-        "indices": [loader.index(number) for number in numbers],
+        "indices": [index(number) for number in numbers],
         "sigmas": [float(inputs.sigma[place]) for place in places],
         "losses": [repr(float(gradients.losses[place])) for place in places],
     }
