@@ -55,6 +55,16 @@ def load(
     return model.to(device, dtype=dtype)
 
 
+def recommended(path: str | Path) -> SamplingConfig:
+    """How the checkpoint or run at ``path`` is best sampled; its weights are not read."""
+    for folder in candidates(Path(path)):
+        try:
+            return _read_settings(folder)[1]
+        except DamagedError as error:
+            damage = error
+    raise damage
+
+
 def save_model(
     folder: Path,
     config: Settings,

@@ -19,21 +19,23 @@ def journal(path, *, start=0, writers=(), quiet=True, total=100):
 
 def test_the_meter_splits_the_mean_by_noise_level():
     meter = Meter()
-    meter.add([1.0, 2.0, 6.0], [0.01, 0.02, 0.999999])
+    meter.add([1.0, 2.0], [0.01, 0.02], gradient_norm=3.0)
+    meter.add([6.0], [0.999999], gradient_norm=5.0)
     meter.skip()
     line = meter.read()
     assert line["loss"] == 3.0
     assert line["loss_by_level"] == [1.5, *[None] * (LEVELS - 2), 6.0]
+    assert line["gradient_norm"] == 4.0
     assert line["skipped"] == 1
     assert meter.read()["loss"] is None
 
 
 def test_the_meter_continues_from_its_state():
     meter = Meter()
-    meter.add([0.1, 0.2], [0.3, 0.4])
+    meter.add([0.1, 0.2], [0.3, 0.4], gradient_norm=0.1)
     again = Meter(json.loads(json.dumps(meter.state)))
     for one in (meter, again):
-        one.add([0.7], [0.5])
+        one.add([0.7], [0.5], gradient_norm=0.7)
     assert again.read() == meter.read()
 
 

@@ -246,6 +246,15 @@ def test_a_time_limit_ends_a_run_and_is_remembered(tmp_path):
 # What goes wrong
 
 
+def test_pictures_that_cannot_be_drawn_do_not_end_a_run(tmp_path, capsys):
+    def fail():
+        raise ValueError("values that are not finite")
+
+    outcome = train(tiny_run(snapshot_every=32), tmp_path / "run", on_snapshot=at(64, fail))
+    assert outcome.images == 128
+    assert "no pictures at 64 images: values that are not finite" in capsys.readouterr().out
+
+
 def test_a_second_process_in_the_same_run_is_refused(tmp_path):
     go(tiny_run(images=64), tmp_path / "run")
     with (

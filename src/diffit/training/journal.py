@@ -22,14 +22,18 @@ class Meter:
     def __init__(self, state: dict[str, Any] | None = None) -> None:
         self.state = _fresh() if state is None else state
 
-    def add(self, losses: Sequence[float], positions: Sequence[float]) -> None:
-        """Losses of images whose levels lie at ``positions`` in (0, 1) of the training law."""
+    def add(
+        self, losses: Sequence[float], positions: Sequence[float], *, gradient_norm: float
+    ) -> None:
+        """One step: losses of images whose levels lie at ``positions`` in (0, 1) of the law."""
         for loss, position in zip(losses, positions, strict=True):
             level = int(position * LEVELS)
             self.state["level_loss"][level] += loss
             self.state["level_images"][level] += 1
         self.state["loss"] += math.fsum(losses)
         self.state["images"] += len(losses)
+        self.state["gradient_norm"] += gradient_norm
+        self.state["steps"] += 1
 
     def skip(self) -> None:
         """Note a step that was not taken."""
@@ -42,13 +46,14 @@ class Meter:
         return {
             "loss": _mean(state["loss"], state["images"]),
             "loss_by_level": [_mean(total, images) for total, images in levels],
+            "gradient_norm": _mean(state["gradient_norm"], state["steps"]),
             "skipped": state["skipped"],
         }
 
 
 def _fresh() -> dict[str, Any]:
     levels = {"level_loss": [0.0] * LEVELS, "level_images": [0] * LEVELS}
-    return {"images": 0, "loss": 0.0, "skipped": 0, **levels}
+    return {"images": 0, "loss": 0.0, "steps": 0, "gradient_norm": 0.0, "skipped": 0, **levels}
 
 
 def _mean(total: float, count: int) -> float | None:

@@ -161,25 +161,25 @@ def take_steps(run: Run, inputs: Iterator[Inputs]) -> Outcome:
     last = time.monotonic()
     while reason is None:
         before = state.images
-        metrics = take_step(run, objective, next(inputs))
+        rate = take_step(run, objective, next(inputs))
         now = time.monotonic()
         state.seconds, last = state.seconds + now - last, now
         reason = why_stop(run)
         over = reason in ("done", "time")
         if over or _passed(train.log_every, before, state.images):
-            run.journal.write(state.images, state.seconds, {**state.meter.read(), **metrics})
+            run.journal.write(state.images, state.seconds, {**state.meter.read(), "lr": rate})
         if train.ema.power and _passed(power_every, before, state.images):
             save_averages(state, run.folder, run.config)
         if reason or _passed(train.checkpoint_every, before, state.images):
             keep(run)
-        if over or _passed(train.snapshot_every, before, state.images):
+        if over or (not reason and _passed(train.snapshot_every, before, state.images)):
             picture(run)
             last = time.monotonic()  # pictures are no training
     return Outcome(reason, state.images, state.seconds)
 
 
-def take_step(run: Run, objective: Objective, inputs: Inputs) -> dict[str, float]:
-    """Show the network one batch; skip the step if its loss or gradient is not finite."""
+def take_step(run: Run, objective: Objective, inputs: Inputs) -> float:
+    """Learn from one batch, or skip it if its loss or gradient is not finite; the learning rate."""
     state, train = run.state, run.config.train
     gradients = objective.gradients(inputs, micro_batch=train.micro_batch)
     state.images += len(inputs.number)
@@ -197,7 +197,9 @@ def take_step(run: Run, objective: Objective, inputs: Inputs) -> dict[str, float
         set_rate(state.optimizer, rate)
         state.optimizer.step()
         state.averages.update(batch=len(inputs.number), after=state.images)
-        state.meter.add(gradients.losses.tolist(), inputs.position.tolist())
+        state.meter.add(
+            gradients.losses.tolist(), inputs.position.tolist(), gradient_norm=gradients.norm
+        )
         state.bad = 0
     else:
         state.meter.skip()
@@ -214,7 +216,7 @@ def take_step(run: Run, objective: Objective, inputs: Inputs) -> dict[str, float
             run.journal.say(note)
     if state.scale:
         state.scale.update(finite=gradients.finite)
-    return {"gradient_norm": gradients.norm, "lr": rate}
+    return rate
 
 
 def why_stop(run: Run) -> Reason | None:
@@ -243,12 +245,12 @@ def picture(run: Run) -> None:
     model.network.load_state_dict(state.tensors[chosen])
     model.network.requires_grad_(False)
     model.sampling = run.config.sampling
+    model.to(state.model.device)
     folder = run.folder / "snapshots" / f"{state.images:012d}"
-    run.on_snapshot(
-        Snapshot(
-            run.folder, folder, state.images, model.to(state.model.device), run.dataset, run.config
-        )
-    )
+    try:
+        run.on_snapshot(Snapshot(run.folder, folder, state.images, model, run.dataset, run.config))
+    except ValueError as error:  # a young network may draw what is not finite: no reason to end
+        run.journal.say(f"no pictures at {state.images} images: {error}")
 
 
 def open_journal(config: RunConfig, out: Path, state: State, *, quiet: bool) -> Journal:
