@@ -30,6 +30,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3.0, help="time of each measurement")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     args = parser.parse_args()
+    load = round(os.getloadavg()[0], 1)
     with tempfile.TemporaryDirectory() as folder:
         sets = make_sets(Path(folder))
         rows = [
@@ -39,7 +40,12 @@ def main() -> None:
     for row in rows:
         print(f"{row['set']:24} {row['from']:8} {row['workers']:7} {row['images_per_s']:10,.0f}")
     if args.out:
-        machine = {"processor": platform.processor(), "cores": os.cpu_count(), "batch": BATCH}
+        machine = {
+            "machine": platform.machine(),
+            "cores": os.cpu_count(),
+            "load_before": load,
+            "batch": BATCH,
+        }
         args.out.write_text(json.dumps({"machine": machine, "rows": rows}, indent=2) + "\n")
 
 

@@ -71,7 +71,7 @@ def pack(
         raise DataError(
             f"{partial} cannot be written: {error.strerror}; the same command goes on from there"
         ) from None
-    shutil.rmtree(partial)
+    shutil.rmtree(partial, ignore_errors=True)
     return Packed(images, out.stat().st_size, tuple(left_out))
 
 
