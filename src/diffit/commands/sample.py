@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from diffit.arguments import read_arguments
-from diffit.checkpoint import load
+from diffit.checkpoint import load, recommended
 from diffit.config import Settings, nearest
 from diffit.data.images import write_atomic
 from diffit.distributed import pick_device
@@ -88,10 +88,10 @@ def read(argv: Sequence[str], *, prog: str) -> Args:
         return read_arguments(Args, argv, prog=f"{prog} CHECKPOINT", default=default)
     if not argv or argv[0].startswith("-"):
         raise UsageError(f"{prog} needs a checkpoint or a run as its first argument")
-    recommended: SamplingConfig = load(argv[0]).sampling
+    sampling = recommended(argv[0])
     if "--sampler" in [word.partition("=")[0] for word in argv]:
-        recommended = recommended.for_any_sampler()
-    default = Args(checkpoint=Path(argv[0]), sampling=recommended)
+        sampling = sampling.for_any_sampler()
+    default = Args(checkpoint=Path(argv[0]), sampling=sampling)
     return read_arguments(Args, argv[1:], prog=f"{prog} {argv[0]}", default=default)
 
 
