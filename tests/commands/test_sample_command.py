@@ -463,3 +463,11 @@ def test_help_shows_what_the_checkpoint_recommends(
         "Weight of the guidance; 1 is none, above 1 pushes towards the class. (default: 1.5)"
         in (shown)
     )
+
+
+def test_a_small_network_draws_with_one_thread(checkpoint: Path, tmp_path: Path) -> None:
+    assert main(["sample", str(checkpoint), "--out", str(tmp_path / "x"), "--steps", "1",
+                 "--count", "1"]) == 0  # fmt: skip
+    plan = read_plan(tmp_path / "x")
+    assert plan is not None
+    assert plan.threads == 1
