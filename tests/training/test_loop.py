@@ -152,6 +152,7 @@ def test_a_damaged_newest_checkpoint_is_set_aside(straight, tmp_path, capsys):
     go(tiny_run(images=128), run)
     file = checkpoint_folder(run, 128) / "optimizer.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
+    shutil.copytree(file.parent, file.parent.with_name("000000000128.damaged"))  # an earlier one
     train(tiny_run(images=160), run, resume=True)
     assert "000000000128 is damaged: optimizer.safetensors has" in capsys.readouterr().out
     assert sums(run, 160) == sums(straight, 160)

@@ -18,6 +18,8 @@ from diffit.training.settings import RunConfig
 
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
+BEFORE = {"lock", "carried.json"}
+"""What there may be of a run that ended before it had a configuration."""
 
 
 def is_run(folder: Path) -> bool:
@@ -33,8 +35,7 @@ def refuse_taken(out: Path) -> None:
             f"--out {out} holds a run already; continue it with `diffit train --resume {out}` "
             "or name a new folder"
         )
-    # A run that was killed at once has left its lock and nothing else.
-    if out.exists() and (not out.is_dir() or {file.name for file in out.iterdir()} - {"lock"}):
+    if out.exists() and (not out.is_dir() or {file.name for file in out.iterdir()} - BEFORE):
         raise UsageError(f"--out {out} exists and is no run; name a new folder")
 
 
@@ -47,7 +48,12 @@ def refuse_no_run(run: Path) -> None:
 @contextlib.contextmanager
 def locked(run: Path) -> Iterator[None]:
     """Hold the run's lock; UsageError if another process does. A killed process frees it."""
-    run.mkdir(parents=True, exist_ok=True)
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"--out {run} cannot be made: {getattr(error, 'strerror', error)}"
+        ) from None
     with (run / "lock").open("a+") as file:
         if not _lock(file):
             raise UsageError(f"another process is training in {run}; wait for it or end it first")
@@ -90,7 +96,10 @@ def write_run(run: Path, config: RunConfig, device: torch.device) -> None:
     """Write the resolved configuration, and note with what it was computed."""
     write_whole(run / CONFIG, to_yaml(config))
     path = run / "environment.json"
-    started = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    try:
+        started = list(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else []
+    except (ValueError, TypeError):
+        raise CheckpointError(f"{path} is damaged; remove it and repeat the command") from None
     write_whole(path, json.dumps([*started, _environment(device)], indent=1) + "\n")
 
 

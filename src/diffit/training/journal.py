@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from diffit.errors import DataError
 from diffit.training.console import ConsoleLine
 from diffit.training.folder import write_whole
 from diffit.training.writers import Writer
@@ -138,7 +139,10 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    return [json.loads(line) for line in lines[:-1] if line]
+    try:
+        return [json.loads(line) for line in lines[:-1] if line]
+    except ValueError:
+        raise DataError(f"{path} is damaged; remove it: no weights depend on it") from None
 
 
 def cut(path: Path, images: int) -> None:

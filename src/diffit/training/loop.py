@@ -107,8 +107,8 @@ def train(
     device = torch.device(device)
     numbers = arithmetic(device, tf32=config.train.tf32, threads=config.train.threads)
     with locked(out), full_disk_in_one_line(out), numbers, Interrupts() as interrupts:
-        write_run(out, config, device)
         state, notes = begin(config, out, device, resume=resume)
+        write_run(out, config, device)
         with open_journal(config, out, state, quiet=quiet) as journal:
             for note in notes:
                 journal.say(note)

@@ -1,5 +1,6 @@
 """All that a run remembers between two steps, into a checkpoint and back."""
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,6 +119,7 @@ def restore_newest(state: State, run: Path) -> list[str]:
     notes = []
     for folder, reason in found.damaged.items():
         aside = folder.with_name(f"{folder.name}.damaged")
+        shutil.rmtree(aside, ignore_errors=True)
         folder.rename(aside)
         notes.append(f"{reason}; passed over and set aside as {aside.name}")
     if found.folder is not None:
