@@ -197,3 +197,21 @@ def test_recording_can_be_restricted_and_ends():
 def test_width_must_suit_the_heads():
     with pytest.raises(ValueError, match=r"width \(10\) must be a multiple of heads \(4\)"):
         SelfAttention(10, heads=4)
+
+
+def test_bfloat16_without_a_bias_has_the_right_gradients():
+    inputs = [t.requires_grad_() for t in heads(dtype=torch.float32)]
+    low = [t.detach().bfloat16().requires_grad_() for t in inputs]
+    toward = torch.randn(3, 2, 12, 5)
+    ours = torch.autograd.grad(attend(*low), low, toward.bfloat16())
+    theirs = torch.autograd.grad(by_definition(*inputs), inputs, toward)
+    for mine, right in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine.float(), right, atol=0.05, rtol=0.05)
+
+
+def test_the_bias_gradient_of_many_bfloat16_windows_is_summed_in_float32():
+    q, k, v = (torch.ones(2048, 1, 2, 4, dtype=torch.bfloat16) for _ in range(3))
+    v[:, :, 0] = 2  # attention to token 0 gains as much as attention to token 1 loses
+    bias = torch.zeros(1, 2, 2, dtype=torch.bfloat16, requires_grad=True)
+    attend(q, k, v, bias).sum().backward()
+    assert bias.grad[0].tolist() == [[2048.0, -2048.0]] * 2

@@ -22,7 +22,7 @@ CHUNK = 1 << 19
 """Scores computed at a time by the chunked form: 2 MiB in float32, which stay in the cache."""
 
 KEEP_BYTES = 256 << 20
-"""Attention maps of a layer up to this size are kept for the backward pass, larger ones redone."""
+"""Maps of a layer with a learned bias, up to this size, are kept for the backward pass."""
 
 BIAS_CACHE_BYTES = 512 << 20
 """All gathered position biases together that inference keeps (512 px XL would need 1.9 GB)."""
@@ -67,8 +67,8 @@ def attention_form(q: Tensor, bias: Tensor | None) -> Literal["fused", "chunked"
     Fused kernels win everywhere but in two cases on the CPU: they have no gradient for a learned
     bias, and their bfloat16 products do without oneDNN's. Measured with PyTorch 2.13 on one core
     of an EPYC 9005, 8 images, 6 heads, 256 tokens of width 64, fused against chunked, in ms:
-    float32 forward 10.3 / 11.0; float32 forward and backward with a learned bias 42.6 / 31.0;
-    bfloat16 forward 10.4 / 4.9, forward and backward 42.8 / 13.2.
+    float32 forward 10.3 / 11.0; float32 forward and backward with a learned bias 42.6 / 32.7;
+    bfloat16 forward 10.4 / 5.1, forward and backward 42.8 / 13.5.
     """
     if q.device.type != "cpu" or torch.compiler.is_compiling():
         return "fused"
@@ -84,12 +84,13 @@ class _ChunkedAttention(torch.autograd.Function):
         out = torch.empty_like(q.transpose(1, 2), memory_format=torch.contiguous_format)
         out = out.transpose(1, 2)
         size = math.prod(q.shape[:-1]) * k.shape[-2] * q.element_size()
-        keep = any(ctx.needs_input_grad) and size <= KEEP_BYTES
+        # Without a bias to learn a fused kernel would keep no map: no more memory than that.
+        keep = ctx.needs_input_grad[3] and size <= KEEP_BYTES
         kept = []
         with torch.autocast("cpu", enabled=False):
             for part in _parts(q, k):
-                weights = _weights(q, k, bias, part)
-                out[part] = weights @ v[part]
+                weights = _weights(q[part].contiguous(), k[part].contiguous(), bias, part)
+                out[part] = weights @ v[part].contiguous()
                 if keep:
                     kept.append(weights)
         ctx.save_for_backward(q, k, v, bias, out, *kept)
@@ -101,20 +102,21 @@ class _ChunkedAttention(torch.autograd.Function):
         q, k, v, bias, out, *kept = ctx.saved_tensors
         scale = q.shape[-1] ** -0.5
         grad_q, grad_k, grad_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-        grad_bias = torch.zeros_like(bias) if ctx.needs_input_grad[3] else None
+        grad_bias = _zeros_for_sum(bias) if ctx.needs_input_grad[3] else None
         # sum_j weights_ij dL/dweights_ij, without another N x N product (arXiv:2205.14135, B.4)
         shared = (grad * out).sum(dim=-1, keepdim=True)
         with torch.autocast("cpu", enabled=False):
             for i, part in enumerate(_parts(q, k)):
-                weights = kept[i] if kept else _weights(q, k, bias, part)
-                grad_v[part] = weights.mT @ grad[part]
-                grad_scores = grad[part] @ v[part].mT
-                grad_scores.sub_(shared[part]).mul_(weights)
-                grad_q[part] = (grad_scores @ k[part]).mul_(scale)
-                grad_k[part] = (grad_scores.mT @ q[part]).mul_(scale)
+                # Copied once here, or else in each of the products.
+                qi, ki, vi, up = (t[part].contiguous() for t in (q, k, v, grad))
+                weights = kept[i] if kept else _weights(qi, ki, bias, part)
+                grad_v[part] = weights.mT @ up
+                grad_scores = (up @ vi.mT).sub_(shared[part]).mul_(weights)
+                grad_q[part] = (grad_scores @ ki).mul_(scale)
+                grad_k[part] = (grad_scores.mT @ qi).mul_(scale)
                 if grad_bias is not None:
                     _add_bias_gradient(grad_bias, grad_scores, part)
-        return grad_q, grad_k, grad_v, grad_bias
+        return grad_q, grad_k, grad_v, None if grad_bias is None else grad_bias.to(bias.dtype)
 
 
 Part = tuple[slice, slice]
@@ -136,17 +138,25 @@ def _parts(q: Tensor, k: Tensor) -> Iterator[Part]:
 
 
 def _weights(q: Tensor, k: Tensor, bias: Tensor | None, part: Part) -> Tensor:
-    scores = (q[part] * q.shape[-1] ** -0.5) @ k[part].mT
+    """Weights of one part, whose queries and keys are handed in; the bias is the whole one."""
+    scores = (q * q.shape[-1] ** -0.5) @ k.mT
     if bias is not None:
         scores += bias[part[1]] if bias.ndim == 3 else bias[part]
     return torch.softmax(scores, dim=-1)
 
 
+def _zeros_for_sum(bias: Tensor) -> Tensor:
+    # A sum over many images in bfloat16 would stand still at 256 times its summands.
+    return torch.zeros_like(bias, dtype=torch.promote_types(bias.dtype, torch.float32))
+
+
 def _add_bias_gradient(grad_bias: Tensor, grad_scores: Tensor, part: Part) -> None:
     if grad_bias.ndim == 4:
         grad_bias[part] = grad_scores
+    elif len(grad_scores) == 1:
+        grad_bias[part[1]] += grad_scores[0]
     else:
-        grad_bias[part[1]] += grad_scores.sum(dim=0)
+        grad_bias[part[1]] += grad_scores.sum(dim=0, dtype=grad_bias.dtype)
 
 
 class RelativeBias(nn.Module):

@@ -29,6 +29,10 @@ class AdaptiveNorm(nn.Module):
         self.norm = token_norm(width, affine=False)
 
     def forward(self, tokens: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-        """(B, ..., C) tokens, (B, C) shift and scale: norm(tokens) (1 + scale) + shift."""
+        """(B, ..., C) tokens, (B, C) shift and scale: norm(tokens) (1 + scale) + shift.
+
+        The result has the dtype of the scale, which under autocast is that of the next layer.
+        """
         over = (len(tokens), *(1,) * (tokens.ndim - 2), -1)
-        return torch.addcmul(shift.view(over), self.norm(tokens), 1 + scale.view(over))
+        normed = self.norm(tokens).to(scale.dtype)
+        return torch.addcmul(shift.view(over), normed, 1 + scale.view(over))
