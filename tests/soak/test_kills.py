@@ -63,7 +63,7 @@ def test_kills_change_nothing(tmp_path):
         process = start(config, "--out", run)
         while figures["kills"] < KILLS:
             try:
-                process.wait(dice.uniform(0, whole * 2 / 3))
+                process.wait(dice.uniform(0, whole / 3))
                 break
             except subprocess.TimeoutExpired:
                 os.kill(process.pid, signal.SIGKILL)
