@@ -77,7 +77,8 @@ def refusal(data: dict) -> str:
             "train.precision is 'int8'; it must be one of 'float32', 'bfloat16'",
         ),
         ({"train": {"decays": [0.5, "x"]}}, "train.decays.1 is 'x'; it must be a valid number"),
-        ({"train": 3}, "train is 3; it must be a valid dictionary or instance of Train"),
+        ({"train": 3}, "train is 3; it must hold `name: value` lines"),
+        ({"train": {"lr": True}}, "train: lr is true; it must be a number"),
     ],
 )
 def test_each_mistake_has_its_sentence(data: dict, sentence: str) -> None:
@@ -148,10 +149,20 @@ def test_files_that_are_no_settings_are_refused(
     assert "\n" not in str(error.value)
 
 
-def test_an_alias_that_contains_itself_ends(tmp_path: Path) -> None:
-    (tmp_path / "run.yaml").write_text("title: &a [*a]\n")
-    with pytest.raises(ConfigError, match="title"):
-        parse(Run, read_yaml(tmp_path / "run.yaml"), source="run.yaml")
+@pytest.mark.parametrize("levels", [0, 9])
+def test_aliases_without_end_are_refused_before_they_are_followed(
+    levels: int, tmp_path: Path
+) -> None:
+    lines = ["title: &a0 [*a0]" if levels == 0 else "a0: &a0 [x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, levels)]
+    (tmp_path / "run.yaml").write_text("\n".join(lines))
+    with pytest.raises(ConfigError, match="stands for too many values; write it without aliases"):
+        read_yaml(tmp_path / "run.yaml")
+
+
+def test_a_few_aliases_are_fine(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("a: &a {x: 1}\nb: {<<: *a, y: 2}\n")
+    assert read_yaml(tmp_path / "run.yaml")["b"] == {"x": 1, "y": 2}
 
 
 def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
@@ -162,7 +173,13 @@ def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
 
 
 def test_keys_that_are_no_names_are_refused() -> None:
-    assert "keys should be strings" in refusal({1: 2})
+    assert "unknown setting '1'; names of settings are words" in refusal({1: 2})
+
+
+def test_a_long_list_of_mistakes_is_cut_short() -> None:
+    text = refusal({f"k{i}": 0 for i in range(9)})
+    assert text.count("unknown setting") == 5
+    assert text.endswith("; and 4 more mistakes")
 
 
 def test_nearest_offers_one_name_or_all() -> None:

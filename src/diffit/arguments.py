@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from diffit.config import Settings, explain, models_in
+from diffit.config import Settings, explain, models_in, nearest
 from diffit.errors import UsageError
 
 A = TypeVar("A", bound=Settings)
@@ -109,8 +109,16 @@ def _options(lines: Sequence[str]) -> list[str]:
     return [name.split()[0].rstrip(",") for name in names]
 
 
+def _choices(found: re.Match[str]) -> str:
+    # tyro lists them as they come out of a set, which is another order every time.
+    given, *names = re.findall(r"'([^']*)'", f"{found[1].partition(' for ')[0]} {found[2]}")
+    return f"{found[1]}; {nearest(given, [name for name in names if name != 'None'])}"
+
+
 def _plain(text: str) -> str:
     """Python's and tyro's words for a mistake in those of the user."""
+    choice = r"(invalid choice '.*' for argument '\S+')\. Expected one of (.*)"
+    text = re.sub(choice, _choices, text, flags=re.IGNORECASE)
     text = re.sub(r"^Error parsing (\S+): ", r"\1: ", text)
     text = re.sub(
         r"no type matching (\S+) could be instantiated from \[(.*?)\].*", r"\2 is no \1", text

@@ -88,12 +88,17 @@ def _find(path: Path, weights: str | None) -> tuple[Path, str, dict[str, Tensor]
     found = candidates(path)
     if found == [path]:
         return path, *_read_weights(path, weights)
+    damage: list[DamagedError] = []
     for folder in found:
         try:
-            return folder, *_read_weights(folder, weights)
+            name, tensors = _read_weights(folder, weights)
         except DamagedError as error:
-            warnings.warn(f"{error}; passed over", stacklevel=3)
-    raise CheckpointError(f"no checkpoint of {path} is intact; the newest is {found[0]}")
+            damage.append(error)
+            continue
+        for reason in damage:
+            warnings.warn(f"{reason}; passed over", stacklevel=3)
+        return folder, name, tensors
+    raise CheckpointError(f"no checkpoint of {path} is intact: {damage[0]}")
 
 
 def candidates(path: Path) -> list[Path]:
@@ -123,6 +128,8 @@ def weights_in(folder: Path) -> list[str]:
     state = read_state(folder)
     files = [name.removesuffix(".safetensors") for name in state["files"] if name != CONFIG]
     first = state.get("default", "model")
+    if set(files) <= {"optimizer"}:
+        raise DamagedError(f"{folder} is damaged: its {STATE} lists no weights")
     return sorted((name for name in files if name != "optimizer"), key=lambda n: (n != first, n))
 
 

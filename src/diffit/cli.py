@@ -1,6 +1,7 @@
 """The command line: `diffit VERB ...`. Only the chosen verb's module is imported."""
 
 import importlib
+import io
 import os
 import sys
 import warnings
@@ -26,13 +27,15 @@ VERBS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 on success, 2 for a mistake of the user, 130 when interrupted."""
     args = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # File names may hold bytes that are no text, and terminals may lack letters.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _note  # type: ignore[assignment]
             _dispatch(args)
     except DiffitError as error:
-        print(f"diffit: {error}", file=sys.stderr)
-        return 2
+        return _refuse(str(error))
     except KeyboardInterrupt:
         print("diffit: interrupted", file=sys.stderr)
         return 130
@@ -40,7 +43,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of our output (`| head`) has gone: nothing is left to say.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        if error.strerror is None:
+            raise
+        where = "" if error.filename is None else f"{error.filename}: "
+        return _refuse(f"{where}{error.strerror}; mend that and repeat the command")
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        return _refuse("there is not enough memory; ask for fewer or smaller images at once")
     return 0
+
+
+def _refuse(sentence: str) -> int:
+    """Print a mistake in one line, whatever is in the names that it quotes."""
+    print("diffit: " + sentence.replace("\n", "\\n").replace("\r", "\\r"), file=sys.stderr)
+    return 2
+
+
+def _out_of_memory(error: Exception) -> bool:
+    # By name and text: torch has no class for CPUs, and need not be loaded to ask for that of GPUs.
+    words = ("can't allocate memory", "not enough memory", "out of memory")
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
 
 
 def _note(message: Warning | str, *_: object) -> None:

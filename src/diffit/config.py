@@ -7,11 +7,15 @@ from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from diffit.errors import ConfigError
 
 MAX_YAML_BYTES = 1 << 20
+MAX_YAML_VALUES = 100_000
+"""Aliases let some lines stand for billions of values; more than this is no configuration."""
+MAX_SENTENCES = 5
+"""Mistakes that one message lists."""
 
 
 class Settings(BaseModel):
@@ -20,6 +24,17 @@ class Settings(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def refuse_truth_for_numbers(cls, data: Any) -> Any:
+        """YAML reads `yes` and `on` as true, which Python would take for the number 1."""
+        for name, value in data.items() if isinstance(data, dict) else ():
+            if isinstance(value, bool) and name in cls.model_fields:
+                kinds = set(_plain_types(cls.model_fields[name].annotation))
+                if kinds & {int, float} and bool not in kinds:
+                    raise ValueError(f"{name} is {str(value).lower()}; it must be a number")
+        return data
 
 
 S = TypeVar("S", bound=Settings)
@@ -31,8 +46,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
         if path.stat().st_size > MAX_YAML_BYTES:
             raise ConfigError(f"{path} is larger than 1 MiB; this is not a configuration file")
         text = path.read_text(encoding="utf-8")
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        if root is not None and _values(root, {}) > MAX_YAML_VALUES:
+            raise ConfigError(f"{path} stands for too many values; write it without aliases")
         data = yaml.safe_load(text)
-        twice = _repeated_key(yaml.compose(text, Loader=yaml.SafeLoader))
+        twice = _repeated_key(root)
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist; name a YAML file or a preset") from None
     except OSError as error:
@@ -76,8 +94,14 @@ def explain(
 
     ``path`` says where in the user's settings ``kind`` stands, () for the whole.
     """
-    sentences = [_sentence(kind, mistake, path) for mistake in error.errors()]
-    return f"{source}: " + "; ".join(dict.fromkeys(sentences))
+    mistakes = error.errors()
+    places = [mistake["loc"] for mistake in mistakes]
+    # A list is blamed for the lack of those of its items that are wrong themselves.
+    own = [m for m in mistakes if not any(p[: len(m["loc"])] == m["loc"] != p for p in places)]
+    sentences = [*dict.fromkeys(_sentence(kind, mistake, path) for mistake in own)]
+    more = len(sentences) - MAX_SENTENCES
+    rest = [f"and {more} more mistakes"] if more > 0 else []
+    return f"{source}: " + "; ".join([*sentences[:MAX_SENTENCES], *rest])
 
 
 def nearest(word: str, choices: Iterator[str] | list[str]) -> str:
@@ -99,6 +123,10 @@ def _sentence(kind: type[Settings], mistake: Any, prefix: tuple[str, ...]) -> st
             return f"unknown setting {name!r}; {nearest(path[-1], valid)}"
         case "missing":
             return f"setting {name!r} is missing"
+        case "invalid_key":
+            return f"unknown setting {name!r}; names of settings are words"
+        case "model_type" | "model_attributes_type" | "dict_type" if name:
+            return f"{name} is {_short(value)}; it must hold `name: value` lines"
         case "union_tag_invalid":
             tags = [tag.strip(" '") for tag in mistake["ctx"]["expected_tags"].split(",")]
             given = mistake["ctx"]["tag"]
@@ -154,6 +182,17 @@ def models_in(annotation: Any) -> Iterator[type[Settings]]:
             yield from models_in(inner)
 
 
+def _plain_types(annotation: Any) -> Iterator[Any]:
+    """The types that a value may have by itself, such as int and None of `Side | None`."""
+    if get_origin(annotation) in (Union, UnionType):
+        for inner in get_args(annotation):
+            yield from _plain_types(inner)
+    elif get_origin(annotation) is Annotated:
+        yield from _plain_types(get_args(annotation)[0])
+    else:
+        yield annotation
+
+
 def _tag(model: type[Settings]) -> Any:
     field = model.model_fields.get("name")
     return field.default if field is not None else None
@@ -167,6 +206,19 @@ def _short(value: Any) -> str:
 def _place(error: Exception) -> str:
     mark = getattr(error, "problem_mark", None)
     return f", see line {mark.line + 1}" if mark is not None else ""
+
+
+def _values(node: yaml.Node, known: dict[int, float]) -> float:
+    """How many values a node stands for with its aliases written out; inf if it holds itself."""
+    if id(node) not in known:
+        known[id(node)] = float("inf")  # until all below are counted: what leads back has no end
+        parts = []
+        if isinstance(node, yaml.MappingNode):
+            parts = [part for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            parts = node.value
+        known[id(node)] = 1 + sum(_values(part, known) for part in parts)
+    return known[id(node)]
 
 
 def _repeated_key(root: yaml.Node | None) -> yaml.ScalarNode | None:

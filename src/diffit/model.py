@@ -94,7 +94,7 @@ class Model:
 def build_model(config: ModelConfig, *, seed: int = 0) -> Model:
     """A model with fresh weights that depend on ``seed`` alone, on the CPU."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(seed % (1 << 64))  # all that PyTorch takes
         network = build_network(config.network)
     denoiser = Denoiser(network, build_formulation(config.formulation))
     return Model(denoiser, build_codec(config.codec), config)

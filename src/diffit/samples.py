@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import ValidationError
 
 import diffit
 from diffit.config import Settings
@@ -109,6 +108,7 @@ def begin(out: Path, plan: Plan) -> None:
     except OSError as error:
         raise UsageError(f"--out {out} cannot be made: {error.strerror}") from None
     before = read_plan(out)
+    begun = before is not None and any((out / "images").glob("*.png"))
     if before is None:
         if strange := [p.name for p in out.iterdir() if p.name != "images" and not _ours(p)]:
             raise UsageError(
@@ -116,10 +116,10 @@ def begin(out: Path, plan: Plan) -> None:
             )
         if any(not _ours(p) for p in (out / "images").iterdir()):
             raise UsageError(f"--out {out} holds images but no {RECORD}; name a new folder")
-    else:
+    elif begun:
         refuse_other(out, before, plan)
     clear_leftovers(out)
-    if before is None or before.count < plan.count:
+    if before is None or not begun or before.count < plan.count:
         text = json.dumps(plan.model_dump(mode="json", exclude_none=True), indent=1) + "\n"
         write_atomic(out / RECORD, text.encode())
 
@@ -136,7 +136,7 @@ def read_plan(out: Path) -> Plan | None:
         return Plan.model_validate_json((out / RECORD).read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValidationError):
+    except (OSError, ValueError):
         raise UsageError(f"{out / RECORD} is damaged; name a new folder") from None
 
 

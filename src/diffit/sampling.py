@@ -35,7 +35,7 @@ class SamplingConfig(Settings):
 
     sampler: str = "heun"
     """heun, euler, ddim, dpmpp-2m, unipc, ancestral, ...: a name of the table of samplers."""
-    steps: PositiveInt = 18
+    steps: int = Field(default=18, gt=0, le=100_000)
     """Steps from noise to image."""
     levels: Literal["karras", "uniform", "log-uniform", "respaced", "ddim", "flow"] | None = None
     """How the noise levels are spaced; by default as suits the sampler and the model."""
@@ -88,7 +88,7 @@ class SamplingConfig(Settings):
 
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """bf16 and fp16 compute matrix products in that precision (autocast)."""
-    unit: PositiveInt = 8
+    unit: int = Field(default=8, gt=0, le=65_536)
     """Images computed together: the one batch size that the bytes of an image depend on."""
 
     @model_validator(mode="after")

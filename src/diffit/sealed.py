@@ -138,7 +138,7 @@ def read_state(folder: Path) -> dict[str, Any]:
         raise DamagedError(f"{folder} is no checkpoint: it has no {STATE}") from None
     except (OSError, ValueError, RecursionError):
         raise DamagedError(f"{folder} is damaged: {STATE} cannot be read") from None
-    if not isinstance(state, dict) or not isinstance(state.get("files"), dict):
+    if not isinstance(state, dict) or not _lists_files(state.get("files")):
         raise DamagedError(f"{folder} is no checkpoint: its {STATE} lists no files")
     if state.get("blake2b") != _digest(state):
         raise DamagedError(f"{folder} is damaged: {STATE} is not as it was written")
@@ -148,6 +148,12 @@ def read_state(folder: Path) -> dict[str, Any]:
             f"format {FORMAT}; use the version that wrote it ({state.get('diffit')})"
         )
     return state
+
+
+def _lists_files(files: Any) -> bool:
+    return isinstance(files, dict) and all(
+        isinstance(note, dict) and {"bytes", "blake2b"} <= note.keys() for note in files.values()
+    )
 
 
 def verify(folder: Path, *files: str) -> None:

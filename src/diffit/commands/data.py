@@ -25,7 +25,7 @@ LINES = 12
 class Inspect(Settings):
     """Say what is in a data set, and draw a contact sheet."""
 
-    path: tyro.conf.Positional[str]
+    path: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PATH")]
     """A folder, zip or npz of images, or builtin:digits, builtin:patches."""
     sheet: Path | None = Path("contact-sheet.png")
     """Where the contact sheet is drawn; None draws none."""
@@ -36,9 +36,9 @@ class Inspect(Settings):
 class Pack(Settings):
     """Write a data set as one zip of equal PNG images with its labels."""
 
-    source: tyro.conf.Positional[str]
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
     """A folder, zip or npz of images."""
-    out: tyro.conf.Positional[Path]
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """The zip to write. An interrupted call goes on where it stopped."""
     size: int | None = Field(default=None, ge=1, le=4096)
     """Crop the middle square and resize it to this side; needed unless all have one size."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
+from pydantic import Field
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -52,11 +53,11 @@ class Args(Settings):
     """File of Inception's weights, .pth as pytorch-fid has it or .safetensors."""
     download: bool = False
     """Fetch Inception's weights (91 MiB) if they are not on this machine."""
-    size: int | None = None
+    size: int | None = Field(default=None, ge=1, le=4096)
     """Crop and resize the reference to this side, as training does."""
     channels: Literal[1, 3] | None = None
     """Convert samples and reference to grey (1) or RGB (3)."""
-    measure: Annotated[EvaluationConfig, tyro.conf.arg(name="")] = EvaluationConfig()
+    measure: tyro.conf.OmitArgPrefixes[EvaluationConfig] = EvaluationConfig()
     out: Path | None = None
     """New JSON file for the passport: the figures and all that they depend on."""
     write_statistics: Path | None = None

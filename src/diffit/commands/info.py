@@ -1,7 +1,7 @@
 """`diffit info WHAT`: what a preset, a configuration file, a run or a checkpoint is."""
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import tyro
@@ -12,7 +12,7 @@ from diffit.config import Settings, parse, read_yaml
 from diffit.errors import CheckpointError
 from diffit.networks import NetworkConfig, build_network
 from diffit.networks.count import count_macs, count_parameters
-from diffit.sealed import CONFIG, STATE, read_state
+from diffit.sealed import CONFIG, STATE, DamagedError, read_state, verify
 from diffit.training.console import duration
 from diffit.training.folder import is_run
 from diffit.training.presets import read_config
@@ -22,7 +22,7 @@ from diffit.training.settings import RunConfig
 class Args(Settings):
     """Say what a checkpoint, a run or a preset is."""
 
-    what: tyro.conf.Positional[str]
+    what: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="WHAT")]
     """A preset, a configuration file, the folder of a run, or a checkpoint."""
 
 
@@ -83,6 +83,10 @@ def _stored(folder: Path) -> dict[str, str]:
     if not (folder / STATE).exists():
         raise CheckpointError(f"{folder} is no checkpoint: it has no {STATE}")
     state = read_state(folder)
+    try:
+        verify(folder)
+    except DamagedError as error:
+        facts["damaged"] = str(error)
     first, *others = weights_in(folder)
     facts["weights"] = ", ".join([f"{first} (by default)", *others])
     if "images" in state:

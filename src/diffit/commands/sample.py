@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import Field
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
@@ -60,7 +60,7 @@ class Args(Settings):
     checkpoint: Annotated[Path, tyro.conf.Fixed, tyro.conf.Suppress]
     out: Path = Path("samples")
     """Folder for the images."""
-    count: PositiveInt = 16
+    count: int = Field(default=16, gt=0, le=10_000_000)
     """How many images to draw; more than before adds to a folder."""
     labels: str = "all"
     """Classes, drawn in turn: numbers, ranges or names such as 3 or 0-4,cat; all; or none."""
@@ -72,9 +72,9 @@ class Args(Settings):
     """A smaller or less trained checkpoint to guide away from (autoguidance)."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""
-    processes: PositiveInt = 1
+    processes: int = Field(default=1, gt=0, le=256)
     """Processes that share the work; the images do not depend on it."""
-    threads: NonNegativeInt = 0
+    threads: int = Field(default=0, ge=0, le=1024)
     """CPU threads of each process; 0 takes one for a small network, else all cores. The last bit of
     images depends on it."""
     npz: bool = False
@@ -182,7 +182,7 @@ def parse_labels(text: str, model: Model) -> tuple[int | None, ...]:
 
 def _labels(part: str, model: Model) -> Sequence[int]:
     names = class_names(model)
-    if ends := re.fullmatch(r"(\d+)(?:-(\d+))?", part):
+    if ends := re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part):
         first, last = int(ends[1]), int(ends[2] or ends[1])
         if not first <= last < model.classes:
             raise UsageError(
@@ -190,7 +190,7 @@ def _labels(part: str, model: Model) -> Sequence[int]:
             )
         return range(first, last + 1)
     if part not in names:
-        raise UsageError(f"--labels {part}: there is no such class; {nearest(part, list(names))}")
+        raise UsageError(f"--labels {part!r}: there is no such class; {nearest(part, list(names))}")
     return [names.index(part)]
 
 

@@ -1,5 +1,6 @@
 """`diffit train CONFIG --out RUN`, and `diffit train --resume RUN`."""
 
+import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,12 +9,14 @@ from typing import Any, TypeVar
 import tyro
 
 from diffit.arguments import read_arguments
+from diffit.checkpoint import checkpoints
 from diffit.config import Settings, parse
 from diffit.data import DataConfig
 from diffit.distributed import pick_device
 from diffit.errors import UsageError
 from diffit.generation import SamplingConfig
 from diffit.model import ModelConfig
+from diffit.sealed import DamagedError, verify
 from diffit.training.console import duration
 from diffit.training.folder import CONFIG, read_run, refuse_no_run
 from diffit.training.loop import Outcome, train
@@ -76,6 +79,8 @@ def read(argv: Sequence[str], *, prog: str) -> Args | ResumeArgs:
         raise SystemExit(0)
     run = _value_of("--resume", argv)
     if run is not None:
+        if _value_of("--out", argv) is not None:
+            raise UsageError(f"{prog}: --resume goes on in {run}; leave --out out")
         refuse_no_run(Path(run))
         settings = read_run(Path(run))
         config = parse(RunConfig, settings, source=str(Path(run) / CONFIG))
@@ -146,13 +151,22 @@ def _config(args: Args | ResumeArgs) -> RunConfig:
 
 
 def _refuse_changes(config: RunConfig, run: Path) -> None:
-    before = parse(RunConfig, read_run(run), source=str(run / CONFIG))
+    before = _settings_before(run)
     fixed = [name for name in changes(before, config) if not changeable(name)]
     if fixed:
         raise UsageError(
             f"{', '.join(fixed)} cannot change when a run is resumed, since its weights depend on "
             f"it; start another run with --train.init-from {run}"
         )
+
+
+def _settings_before(run: Path) -> RunConfig:
+    """What the newest checkpoint was trained with; the file in the run may have been edited."""
+    for folder in reversed(checkpoints(run)):
+        with contextlib.suppress(DamagedError):
+            verify(folder, CONFIG)
+            return parse(RunConfig, read_run(folder), source=str(folder / CONFIG))
+    return parse(RunConfig, read_run(run), source=str(run / CONFIG))
 
 
 def _value_of(option: str, argv: Sequence[str]) -> str | None:

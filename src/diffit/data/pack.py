@@ -88,8 +88,8 @@ def _begin(partial: Path, plan: dict[str, Any]) -> None:
         write_atomic(place, json.dumps(plan).encode())
         return
     try:
-        earlier = json.loads(place.read_bytes())
-    except ValueError:
+        earlier = dict(json.loads(place.read_bytes()))
+    except (ValueError, TypeError):
         raise DataError(f"{place} is damaged; remove {partial}") from None
     for key, value in plan.items():
         if earlier.get(key) != value:

@@ -118,7 +118,7 @@ class DDPMConfig(Settings):
     """What the network predicts: the noise, or v = a noise - sqrt(1 - a^2) clean."""
     schedule: Literal["linear", "cosine", "scaled-linear"] = "linear"
     """How beta grows: linear (DDPM, DiT), cosine (IDDPM), scaled-linear (Stable Diffusion)."""
-    steps: int = Field(default=1000, ge=2)
+    steps: int = Field(default=1000, ge=2, le=100_000)
     """Number of discrete noise levels."""
     learned_variance: bool = True
     """The network also predicts the variance of each ancestral step (needs 2 C channels)."""

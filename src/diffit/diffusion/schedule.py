@@ -163,7 +163,7 @@ def _discrete(formulation: Formulation) -> Tensor:
     if formulation.levels is None:
         raise UsageError(
             f"formulation {formulation.name!r} has no discrete levels to choose from; "
-            f"take the level list {formulation.natural!r} or 'karras'"
+            f"take the level list {formulation.natural!r}"
         )
     return formulation.levels
 

@@ -200,7 +200,10 @@ def _own(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
         about = json.loads(str(arrays[OWN_KEY]))
     except ValueError:
         about = None
-    if not isinstance(about, dict):
+    kinds: dict[str, Any] = {"count": int | None}
+    if not isinstance(about, dict) or not all(
+        isinstance(value, kinds.get(key, str)) for key, value in about.items()
+    ):
         raise DataError(f"{path}: its entry {OWN_KEY!r} is damaged; make the statistics again")
     return about
 

@@ -5,6 +5,7 @@ import os
 import pickle
 import urllib.error
 import urllib.request
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -79,11 +80,13 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
         if path.suffix == ".safetensors":
             state = load_file(path)
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            with warnings.catch_warnings():  # about the pickle's version, which nobody can choose
+                warnings.simplefilter("ignore")
+                state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, KeyError):
         raise CheckpointError(
-            f"{path} cannot be read as weights ({first[:100]}); fetch it again"
+            f"{path} cannot be read as weights: it is damaged, or holds more than tensors; fetch "
+            "it again"
         ) from None
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise CheckpointError(f"{path} holds no table of tensors by name; name a state dict")

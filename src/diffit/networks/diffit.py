@@ -17,6 +17,7 @@ from diffit.networks.shared import (
     Side,
     Width,
     check_features,
+    check_hidden,
     check_inputs,
     check_unlabelled,
     close_gates,
@@ -136,6 +137,7 @@ class DiffiTConfig(Settings):
         for level in range(levels):
             self._check_window(level)
         check_features(self.time_features, self.time_embedding)
+        check_hidden(self.widths, self.mlp_ratio)
         return self
 
     def _check_window(self, level: int) -> None:

@@ -18,6 +18,7 @@ from diffit.networks.shared import (
     Width,
     check_column,
     check_features,
+    check_hidden,
     check_inputs,
     check_unlabelled,
     close_gates,
@@ -92,6 +93,7 @@ class DiTConfig(Settings):
     def check(self) -> Self:
         check_column(pair(self.size), self.patch, self.width, self.heads)
         check_features(self.time_features, self.time_embedding)
+        check_hidden([self.width], self.mlp_ratio)
         return self
 
 

@@ -1,5 +1,6 @@
 """What all networks have in common: kinds of settings, checks of inputs, the initial weights."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field
@@ -48,6 +49,12 @@ def check_column(size: tuple[int, int], patch: int, width: int, heads: int) -> N
         raise ValueError(f"width {width} is no multiple of heads {heads}")
     if width % 4:
         raise ValueError(f"width {width} is no multiple of 4, as the position table needs")
+
+
+def check_hidden(widths: Sequence[int], ratio: float) -> None:
+    """ValueError unless every MLP has a hidden unit."""
+    if round(min(widths) * ratio) < 1:
+        raise ValueError(f"mlp_ratio {ratio:g} leaves width {min(widths)} no hidden unit; raise it")
 
 
 def check_features(features: int, kind: TimeFeatures) -> None:

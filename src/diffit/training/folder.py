@@ -51,9 +51,8 @@ def locked(run: Path) -> Iterator[None]:
     try:
         run.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
-        raise UsageError(
-            f"--out {run} cannot be made: {getattr(error, 'strerror', error)}"
-        ) from None
+        reason = getattr(error, "strerror", error)
+        raise UsageError(f"--out {run} cannot be made: {reason}; name another folder") from None
     with (run / "lock").open("a+") as file:
         if not _lock(file):
             raise UsageError(f"another process is training in {run}; wait for it or end it first")

@@ -19,7 +19,7 @@ class TrainConfig(Settings):
     """Length of the run in images."""
     minutes: float | None = None
     """Stop after this much time in training, if the images are not reached before."""
-    batch: int = Field(default=256, ge=1, le=1 << 20)
+    batch: int = Field(default=256, gt=0, le=1 << 20)
     """Images of one step."""
     micro_batch: PositiveInt | None = None
     """Images computed at once; less than the batch needs less memory and gives the same step."""
@@ -75,7 +75,7 @@ class TrainConfig(Settings):
     """Checkpoints at multiples of this many images stay for ever; 0 keeps none."""
     snapshot_every: int = Field(default=1_000_000, ge=0)
     """Images between two pictures of samples and of the curve; 0 draws them at the end alone."""
-    snapshot_images: int = Field(default=64, ge=1, le=10_000)
+    snapshot_images: int = Field(default=64, gt=0, le=10_000)
     """Images in the picture of samples."""
     max_bad_steps: PositiveInt = 10
     """Steps in a row with a non-finite loss or gradient after which the run gives up."""
