@@ -1,5 +1,6 @@
 """`diffit evaluate`: images against a reference, with a passport of what was measured."""
 
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -155,6 +156,8 @@ def _check_files(args: Args) -> None:
             raise UsageError(f"{option} {path} exists already; name a new file")
         if path is not None and not path.absolute().parent.is_dir():
             raise UsageError(f"{option} {path}: there is no folder {path.parent}; make it first")
+        if path is not None and not os.access(path.absolute().parent, os.W_OK):
+            raise UsageError(f"{option} {path} cannot be written there; name another folder")
     if args.write_statistics is not None and args.write_statistics.suffix != ".npz":
         raise UsageError(f"--write-statistics {args.write_statistics} must end in .npz")
     if not args.features.startswith("inception"):

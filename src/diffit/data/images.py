@@ -9,6 +9,7 @@ What an image file may hold, and what becomes of it:
 * several frames, floating point, unusual modes, too many pixels, damage: refused by name.
 """
 
+import contextlib
 import io
 import os
 import stat
@@ -174,7 +175,8 @@ def write_atomic(path: Path, data: bytes) -> None:
         partial.write_bytes(data)
         partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
         raise DataError(f"{path} cannot be written: {error.strerror}") from None
 
 

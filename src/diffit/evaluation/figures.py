@@ -1,5 +1,6 @@
 """Figures from what a pass over the samples and the reference left: value, interval, settings."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -55,7 +56,9 @@ def kid_figure(ours: Tensor, theirs: Tensor, extractor: Extractor, draws: Draws)
         parts = kid_of_subsets(ours, theirs, size=size, subsets=subsets, seed=draws.seed)
         value = float(parts.mean())
         settings = {"subsets": subsets, "subset_size": size}
-    interval = intervals.of_kid(torch.tensor(replicates), value) if draws.count else None
+    # Few samples may give a resample of one image alone, which has no pairs: 0 / 0.
+    spread = torch.tensor([value for value in replicates if math.isfinite(value)])
+    interval = intervals.of_kid(spread, value) if len(spread) > 1 else None
     return _figure(extractor, "kid", value, interval, len(ours), len(theirs), **settings)
 
 

@@ -1,8 +1,9 @@
 """What is to be measured: settings, and what stands in the way before anything is computed."""
 
 from dataclasses import dataclass
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from diffit.config import Settings
 from diffit.data import Dataset
@@ -40,6 +41,12 @@ class EvaluationConfig(Settings):
     """Images at once; has no influence on the figures beyond rounding."""
     seed: int = Field(default=0, ge=0)
     """Of the bootstrap and of random subsets."""
+
+    @model_validator(mode="after")
+    def check(self) -> Self:
+        if self.draws == 1:
+            raise ValueError("draws is 1; an interval needs 2 or more, and 0 leaves it out")
+        return self
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,8 @@ Layout = Literal["adm", "pytorch-fid", "edm"]
 OWN_KEY = "diffit"
 MAX_DIMS = 16_384
 """A covariance beyond this is a damaged or hostile file: it would take 2 GiB."""
+MAX_VALUE = 1e30
+"""Larger numbers come of no features, and overflow in their products."""
 MAX_EXAMPLES = 10_000
 """Images that ADM's reference files hold for precision and recall."""
 
@@ -219,6 +221,8 @@ def _gaussian(path: Path, mean: np.ndarray, covariance: np.ndarray, names: str) 
     mean, covariance = mean.astype(np.float64), covariance.astype(np.float64)
     if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
         raise DataError(f"{path}: {names} hold values that are not finite; make them again")
+    if max(np.abs(mean).max(), np.abs(covariance).max()) > MAX_VALUE:
+        raise DataError(f"{path}: {names} hold values above {MAX_VALUE:g}; make them again")
     scale = float(np.abs(covariance).max())
     if not np.allclose(covariance, covariance.T, rtol=0, atol=1e-4 * scale):
         raise DataError(f"{path}: {names.split()[-1]} is not symmetric, so it is no covariance")
