@@ -265,6 +265,22 @@ def test_a_second_process_in_the_same_run_is_refused(tmp_path):
         go(tiny_run(images=128), tmp_path / "run", resume=True)
 
 
+def test_a_run_that_ended_before_its_first_step_may_begin_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "take_steps", lambda *_: crash())
+    for _ in range(2):
+        with pytest.raises(CrashError):
+            go(tiny_run(images=32), tmp_path / "run")
+    monkeypatch.undo()
+    assert go(tiny_run(images=32), tmp_path / "run").reason == "done"
+
+
+def test_the_first_sentence_says_what_is_trained(tmp_path, capsys):
+    train(tiny_run(images=32), tmp_path / "run")
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first.startswith("diffit of ")
+    assert "builtin:digits of 1,498 images, cpu" in first
+
+
 def test_a_folder_that_is_taken_is_refused(tmp_path):
     go(tiny_run(images=16), tmp_path / "run")
     with pytest.raises(UsageError, match=r"holds a run already; .*--resume"):

@@ -137,7 +137,7 @@ def _facts(found: Survey) -> list[tuple[str, str]]:
         ("pixels", _counts(dict(found.pixels.most_common()))),
         ("classes", _counts(found.classes) if found.classes else "none"),
         ("in memory", _bytes(found.memory)),
-        ("duplicates", f"{copies} copies" if copies else "none"),
+        ("duplicates", f"{copies} {'copy' if copies == 1 else 'copies'}" if copies else "none"),
     ]
     facts += [("", _copies(names)) for names in found.duplicates[:LINES]]
     if found.others:

@@ -202,7 +202,7 @@ def describe(checkpoint: Path, plan: Plan, todo: Sequence[int]) -> str:
     again = "" if left == plan.count else f", {plan.count - left} of them are there already"
     return (
         f"{checkpoint} ({plan.weights.name}): {plan.count} images, "
-        f"{how.sampler} in {how.steps} steps{guided}{again}"
+        f"{how.sampler} in {how.steps} step{'s' * (how.steps > 1)}{guided}{again}"
     )
 
 

@@ -29,7 +29,9 @@ def is_run(folder: Path) -> bool:
 
 
 def refuse_taken(out: Path) -> None:
-    """UsageError unless ``out`` is free for a new run."""
+    """UsageError unless ``out`` is free for a new run, or one was begun there and did nothing."""
+    if is_run(out) and not _did_anything(out):
+        return
     if is_run(out):
         raise UsageError(
             f"--out {out} holds a run already; continue it with `diffit train --resume {out}` "
@@ -37,6 +39,12 @@ def refuse_taken(out: Path) -> None:
         )
     if out.exists() and (not out.is_dir() or {file.name for file in out.iterdir()} - BEFORE):
         raise UsageError(f"--out {out} exists and is no run; name a new folder")
+
+
+def _did_anything(run: Path) -> bool:
+    """Whether a run has something to lose: a first batch that cannot be read ends it before."""
+    metrics = run / METRICS
+    return (run / "checkpoints").exists() or (metrics.exists() and metrics.stat().st_size > 0)
 
 
 def refuse_no_run(run: Path) -> None:

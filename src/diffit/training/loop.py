@@ -17,6 +17,7 @@ from diffit.checkpoint import candidates
 from diffit.data import Dataset
 from diffit.data.loader import Loader
 from diffit.model import Model, build_model
+from diffit.networks.count import count_parameters
 from diffit.training.console import ConsoleLine
 from diffit.training.folder import (
     METRICS,
@@ -113,6 +114,7 @@ def train(
             for note in notes:
                 journal.say(note)
             run = Run(config, out, dataset, state, journal, interrupts, on_snapshot)
+            journal.say(opening(run))
             with open_inputs(run) as inputs:
                 return take_steps(run, inputs)
 
@@ -150,6 +152,16 @@ def open_inputs(run: Run) -> Iterator[Iterator[Inputs]]:
             return
         with closing(Ahead(inputs)) as ahead:
             yield ahead
+
+
+def opening(run: Run) -> str:
+    """What is trained: the first line of metrics may take a while."""
+    network, data = run.state.model.network, run.config.data.path
+    return (
+        f"{run.config.model.network.name} of {count_parameters(network):,} parameters, "
+        f"{data} of {len(run.dataset):,} images, {run.state.model.device}; "
+        f"a line every {run.config.train.log_every:,} images"
+    )
 
 
 def take_steps(run: Run, inputs: Iterator[Inputs]) -> Outcome:
