@@ -33,15 +33,15 @@ COMMANDS = {
     "smaple": "there is no command 'smaple'; did you mean 'sample'?",
     "--sample": "there is no command '--sample'; did you mean 'sample'?",
     "''": "there is no command ''; choose from data, demo, evaluate, info, sample, train",
-    "data": "diffit data needs one of: inspect, pack",
+    "data": "data needs one of: inspect, pack",
     "data unpack x": "there is no command diffit data 'unpack'; did you mean 'pack'?",
     "data inspect": "data inspect: PATH must be given",
     "data pack photos": "data pack: OUT must be given",
     "info": "info: WHAT must be given",
     "info a b": "info: unrecognized options: b",
     "evaluate": "evaluate: SAMPLES must be given",
-    "train": "diffit train needs a configuration file or a preset as its first argument; ...",
-    "sample": "diffit sample needs a checkpoint or a run as its first argument",
+    "train": "train needs a configuration file or a preset as its first argument; ...",
+    "sample": "sample needs a checkpoint or a run as its first argument",
     # --- training
     "train tiny-difit --out new": "there is no file and no preset 'tiny-difit'; did you mean "
     "'tiny-diffit'?",
@@ -82,12 +82,12 @@ COMMANDS = {
     "folder",
     "train config.yaml --out config.yaml/new": "--out config.yaml/new cannot be made: Not a "
     "directory; name another folder",
-    "train --resume": "diffit train: --resume needs the folder of a run",
+    "train --resume": "train: --resume needs the folder of a run",
     "train --resume nowhere": "--resume nowhere is no folder of a run; name one that `diffit "
     "train` made",
     "train --resume checkpoint": "--resume checkpoint is no folder of a run; name one that `diffit "
     "train` made",
-    "train --resume run --out new": "diffit train: --resume goes on in run; leave --out out",
+    "train --resume run --out new": "train: --resume goes on in run; leave --out out",
     "train --resume run --model.network.heads 4": "model.network.heads cannot change when a run is "
     "resumed, since its weights depend on it; start another run with --train.init-from run",
     "train --resume edited": "model.network.widths cannot change when a run is resumed, since its "
@@ -135,7 +135,7 @@ COMMANDS = {
     "sample unlabelled --labels 3": "--labels 3: this model was trained without classes; leave it "
     "out",
     "sample unlabelled --guidance 2": "guidance needs a model with classes, or a reference model "
-    "to guide away from",
+    "to guide away from; leave it at 1",
     "sample checkpoint --weights ema-0.5": "checkpoint has no weights 'ema-0.5'; there are: "
     "ema-0.9, model",
     "sample checkpoint --weights ../model": "checkpoint has no weights '../model'; there are: ...",
@@ -287,8 +287,8 @@ SETTINGS = {
     ("heads: 2", "heads: 1" + "0" * 99): "model.network.heads is 1000...; it must be less than or "
     "equal to 16384",
     ("heads: 2", "heads: 3"): "model.network: widths (16, 16) must be multiples of heads 3",
-    ("size: 8", "size: 9"): "model.network: size 9 cannot be halved 1 times; choose a multiple of "
-    "2 or fewer levels",
+    ("size: 8", "size: 9"): "model.network: size 9 is no multiple of 2, as the 2 levels of widths "
+    "need; choose one, or fewer levels",
     ("window: 4", "window: 3"): "model.network: window 3 does not divide the side 8 of level 0; "
     "choose a divisor of 8",
     ("mlp_ratio: 2.0", "mlp_ratio: 0.001"): "model.network: mlp_ratio 0.001 leaves width 16 no "

@@ -68,7 +68,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["smaple"], "there is no command 'smaple'; did you mean 'sample'?"),
         (["zzzzzz"], "there is no command 'zzzzzz'; choose from data, demo, evaluate, info,"),
-        (["data"], "diffit data needs one of: "),
+        (["data"], "data needs one of: "),
         (["data", "inspekt"], "there is no command diffit data 'inspekt'; did you mean 'inspect'?"),
     ],
 )

@@ -57,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _refuse(sentence: str) -> int:
     """Print a mistake in one line, whatever is in the names that it quotes."""
-    print("diffit: " + sentence.replace("\n", "\\n").replace("\r", "\\r"), file=sys.stderr)
+    sentence = sentence.removeprefix("diffit ").replace("\n", "\\n").replace("\r", "\\r")
+    print(f"diffit: {sentence}", file=sys.stderr)
     return 2
 
 

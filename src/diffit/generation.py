@@ -138,7 +138,8 @@ def check(model: Model, settings: SamplingConfig, reference: Model | None = None
         return
     if reference is None and not model.classes:
         raise ValueError(
-            "guidance needs a model with classes, or a reference model to guide away from"
+            "guidance needs a model with classes, or a reference model to guide away from; "
+            "leave it at 1"
         )
     if reference is not None and (reference.shape, reference.classes) != (
         model.shape,

@@ -212,9 +212,10 @@ def write_index(out: Path, plan: Plan) -> None:
 
 def write_grid(out: Path, plan: Plan) -> Path:
     """Up to `IN_GRID` images side by side, small ones enlarged; a column for each label if few."""
-    images = np.stack(list(images_of(out, range(min(plan.count, IN_GRID)))))
     turns = len(plan.labels)
     columns = turns if 4 <= turns <= 20 and plan.count >= turns else None
+    shown = min(plan.count, IN_GRID // (columns or 1) * (columns or 1))
+    images = np.stack(list(images_of(out, range(shown))))
     scale = max(1, 64 // max(images.shape[2:]))
     write_atomic(out / "grid.png", to_png(grid(images, columns=columns, scale=scale)))
     return out / "grid.png"

@@ -69,7 +69,7 @@ def test_pack_says_what_it_left_out(images: Path, capsys) -> None:
         (["pack", "my images", "out.zip", "--size", "0"], "size is 0"),
         (["pack", "my images", "out.rar", "--size", "8"], "out.rar must end in .zip"),
         (["unpack", "my images"], "there is no command diffit data 'unpack'; did you mean 'pack'?"),
-        ([], "diffit data needs one of: inspect, pack"),
+        ([], "data needs one of: inspect, pack"),
     ],
 )
 def test_mistakes_are_answered_in_one_line(images: Path, capsys, args, answer) -> None:

@@ -290,7 +290,7 @@ REFUSED = [
     ("dit", {"width": 6, "heads": 1}, "width 6 is no multiple of 4"),
     ("dit", {"time_embedding": "fourier", "time_features": 5}, "time_features 5 is odd"),
     ("diffit", {"blocks": (1,)}, "must have one number for each level"),
-    ("diffit", {"size": 9}, "size 9 cannot be halved 1 times; choose a multiple of 2"),
+    ("diffit", {"size": 9}, "size 9 is no multiple of 2, as the 2 levels of widths need"),
     ("diffit", {"size": 12}, "window 4 does not divide the side 6 of level 1; choose a divisor"),
     ("diffit", {"heads": 3}, "must be multiples of heads 3"),
     ("diffit", {"time_features": 5}, "time_features 5 is odd"),

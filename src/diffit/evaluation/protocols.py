@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from diffit.data import Dataset
+from diffit.data.arrays import UNREADABLE
 from diffit.errors import DataError, UsageError
 from diffit.evaluation.features import Extractor
 from diffit.evaluation.moments import Gaussian
@@ -190,9 +191,14 @@ def _read(path: Path, names: set[str]) -> dict[str, np.ndarray]:
                         f"have at most {MAX_DIMS} dimensions"
                     )
         with np.load(path, allow_pickle=False) as table:
-            return {name: table[name] for name in names}
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, OSError) as error:
-        raise DataError(f"{path} cannot be read as statistics: {error}") from None
+            arrays = {name: table[name] for name in names}
+    except (*UNREADABLE, KeyError, zipfile.BadZipFile, OSError) as error:
+        reason = " ".join(str(error).split())[:100]
+        raise DataError(f"{path} cannot be read as statistics: {reason}") from None
+    for name, array in arrays.items():
+        if not isinstance(array, np.ndarray):  # numpy hands out bytes where it finds no header
+            raise DataError(f"{path} cannot be read as statistics: {name} is no array")
+    return arrays
 
 
 def _own(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, Any]:

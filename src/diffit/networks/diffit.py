@@ -128,8 +128,8 @@ class DiffiTConfig(Settings):
         for side in pair(self.size):
             if side % (1 << (levels - 1)):
                 raise ValueError(
-                    f"size {side} cannot be halved {levels - 1} times; "
-                    f"choose a multiple of {1 << (levels - 1)} or fewer levels"
+                    f"size {side} is no multiple of {1 << (levels - 1)}, as the {levels} levels of "
+                    "widths need; choose one, or fewer levels"
                 )
         for width in self.widths:
             if width % self.heads:
