@@ -3,6 +3,7 @@
 #   make demo    set up, train on real images, sample, evaluate, write a report
 #   make test    set up, run all tests
 #   make soak    set up, the long runs: kills, interruptions, fuzzing
+#   make lint, make docs, make benchmarks
 #
 # On Linux without a GPU the default torch wheel brings gigabytes of CUDA. To avoid that:
 #   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
@@ -33,7 +34,9 @@ docs: .venv/.installed-docs
 	$(BIN)/mkdocs build --strict
 
 benchmarks: .venv/.installed-bench
-	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/networks.py
+	$(BIN)/python benchmarks/loader.py
+	$(BIN)/python benchmarks/samplers.py
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
