@@ -90,7 +90,8 @@ class Zip:
         self.path = path
         self._archive: zipfile.ZipFile | None = None
         self._owner = 0
-        every = sorted(info.filename for info in self._open().infolist() if not info.is_dir())
+        names = sorted(info.filename for info in self._open().infolist())
+        every = [name for name in names if not name.endswith("/")]
         self._check_names(every)
         names = [name for name in every if not any(map(is_hidden, name.split("/")))]
         self.hidden = len(every) - len(names)

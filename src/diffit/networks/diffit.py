@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from diffit.config import Settings
 from diffit.networks.shared import (
     Classes,
+    Depth,
     Features,
     Probability,
     Ratio,
@@ -60,7 +61,7 @@ class DiffiTConfig(Settings):
     """Number of labels; 0 makes the network unconditional, as in the paper."""
     widths: Levels = (128, 256, 256)
     """Channels at each resolution, the finest first; each level halves the image."""
-    blocks: Levels = (2, 2, 2)
+    blocks: Annotated[tuple[Depth, ...], Field(min_length=1, max_length=8)] = (2, 2, 2)
     """DiffiT blocks at each resolution; the last level is the bottleneck."""
     heads: Width = 4
     """Attention heads at every level."""
