@@ -194,7 +194,7 @@ def _open_reference(args: Args, name: str) -> Dataset | Statistics:
     path = Path(name)
     pickled = path.suffix.lower() in (".pkl", ".pickle")
     if not pickled and not (path.is_file() and is_statistics(path)):
-        return open_dataset(name, size=args.size, channels=args.channels)
+        return open_dataset(find_samples(name)[0], size=args.size, channels=args.channels)
     statistics = read_statistics(path)
     if not has_examples(path):
         return statistics
