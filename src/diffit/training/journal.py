@@ -140,8 +140,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         return []
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     try:
-        return [json.loads(line) for line in lines[:-1] if line]
-    except ValueError:
+        found = [json.loads(line) for line in lines[:-1] if line]
+        return [{**line, "images": int(line["images"]), "loss": line["loss"]} for line in found]
+    except (ValueError, TypeError, KeyError):
         raise DataError(f"{path} is damaged; remove it: no weights depend on it") from None
 
 

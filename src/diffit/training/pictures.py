@@ -81,7 +81,7 @@ def draw_curve(metrics: Sequence[dict[str, Any]], path: Path) -> None:
     over_time.plot(images, smooth(losses), color="C0", label="smoothed")
     over_time.set(xlabel="images", ylabel="loss")
     over_time.legend(frameon=False)
-    levels = [np.nan if x is None else x for x in lines[-1]["loss_by_level"]]
+    levels = [np.nan if x is None else x for x in lines[-1].get("loss_by_level", ())]
     by_level.bar(range(1, len(levels) + 1), levels, color="C0")
     by_level.set(xlabel="noise level, low to high", ylabel="loss, last line")
     for panel in (over_time, by_level):
