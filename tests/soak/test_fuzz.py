@@ -4,7 +4,7 @@ Checkpoints, runs, data sets, statistics and configurations are damaged at rando
 are made of random words, and the command must end in time, with exit code 0 or 2 and never with a
 traceback. Try number n of a kind is the same on every machine.
 
-60 tries of each kind by default, 1000 with DIFFIT_SOAK=full. With DIFFIT_FIGURES=FOLDER the figures
+60 tries of each kind by default, 2000 with DIFFIT_SOAK=full. With DIFFIT_FIGURES=FOLDER the figures
 are written to `FOLDER/fuzz.json`.
 """
 
@@ -37,7 +37,7 @@ from tiny import tiny_run
 
 pytestmark = pytest.mark.soak
 
-TRIES = 1000 if os.environ.get("DIFFIT_SOAK") == "full" else 60
+TRIES = 2000 if os.environ.get("DIFFIT_SOAK") == "full" else 60
 PATIENCE_S = 60
 
 DRAW = "--out new --count 2 --steps 2 --unit 2 --threads 1 --device cpu"
