@@ -9,11 +9,13 @@ from diffit.nn.blocks import (
     MLP,
     AdaptiveBlock,
     NormConv,
+    SwiGLU,
     TransformerBlock,
     diffit_block,
     downsample,
     from_windows,
     run,
+    swiglu_hidden,
     to_windows,
     upsample,
 )
@@ -30,6 +32,25 @@ def test_time_is_added_to_the_hidden_units():
     mlp, x, time = MLP(4, 9, time_width=5), torch.randn(2, 3, 4), torch.randn(2, 5)
     expected = mlp.down(F.gelu(mlp.up(x) + mlp.up_time(time)[:, None], approximate="tanh"))
     torch.testing.assert_close(mlp(x, time), expected)
+
+
+def test_swiglu_is_gated():
+    mlp, x = SwiGLU(4, 9), torch.randn(2, 3, 4)
+    gate = mlp.gate(x)
+    expected = mlp.down(gate * torch.sigmoid(gate) * mlp.up(x))
+    torch.testing.assert_close(mlp(x), expected)
+
+
+def test_swiglu_is_as_large_as_an_mlp():
+    assert swiglu_hidden(1152, 4.0) == 3072
+    assert swiglu_hidden(64, 4.0) == 192
+    count = [sum(p.numel() for p in m.parameters()) for m in (SwiGLU(1152, 3072), MLP(1152, 4608))]
+    assert count[0] == pytest.approx(count[1], rel=1e-3)
+
+
+def test_swiglu_takes_no_time():
+    with pytest.raises(ValueError, match="takes no time token"):
+        diffit_block(8, 6, heads=2, grid=(2, 2), hidden=16, mlp="swiglu", time_into="mlp")
 
 
 def test_adaptive_norm_scales_and_shifts():

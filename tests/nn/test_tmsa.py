@@ -82,5 +82,24 @@ def test_time_in_the_bias_moves_attention_alone():
 def test_wrong_shapes_are_refused():
     with pytest.raises(ValueError, match="window 3 x 3 does not tile a grid of 4 x 4"):
         layer(window=(3, 3))
-    with pytest.raises(ValueError, match="needs position_bias"):
-        layer(time_into="bias", position_bias=False)
+    with pytest.raises(ValueError, match="needs position 'bias'"):
+        layer(time_into="bias", position="none")
+
+
+def test_without_a_bias_places_do_not_act():
+    tmsa, (tokens, time) = layer(position="none"), inputs()
+    order = torch.randperm(16)
+    torch.testing.assert_close(tmsa(tokens[:, order], time), tmsa(tokens, time)[:, order])
+
+
+def test_norms_of_queries_and_keys_take_their_length_away():
+    tmsa, (tokens, time) = layer(position="none", qk_norm=True), inputs()
+    before = tmsa(tokens, time)
+    with torch.no_grad():
+        for projection in (tmsa.qkv, tmsa.qkv_time):
+            projection.weight[:16] *= 7  # queries and keys
+            projection.bias[:16] *= 7
+    torch.testing.assert_close(tmsa(tokens, time), before, atol=1e-5, rtol=1e-5)
+    with torch.no_grad():
+        tmsa.q_norm.weight *= 3
+    assert (tmsa(tokens, time) - before).abs().max() > 1e-3

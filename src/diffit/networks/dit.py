@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Literal, Self
 
 import torch.nn.functional as F
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from diffit.config import Settings
@@ -38,7 +38,7 @@ from diffit.nn.embed import (
     unpatchify,
 )
 from diffit.nn.linear import Linear
-from diffit.nn.norm import AdaptiveNorm
+from diffit.nn.norm import EPS, AdaptiveNorm
 
 
 class DiTConfig(Settings):
@@ -65,6 +65,8 @@ class DiTConfig(Settings):
     """Attention heads."""
     mlp_ratio: Ratio = 4.0
     """Hidden units of the MLP, as a multiple of the width."""
+    mlp_eps: float = Field(default=EPS, gt=0, lt=1)
+    """Added to the variance in the norm before the MLP; the DiT of diffusers has 1e-5."""
     learned_variance: bool = False
     """Predict a variance beside each channel, as the published models do."""
     time_features: Features = 256
@@ -121,6 +123,7 @@ class DiT(nn.Module):
                 width,
                 width,
                 hidden=round(width * config.mlp_ratio),
+                mlp_eps=config.mlp_eps,
                 dropout=config.dropout,
                 dropout_at=config.dropout_at,
             )

@@ -26,7 +26,7 @@ from diffit.networks.shared import (
     xavier_uniform,
     zero,
 )
-from diffit.nn.blocks import DropoutAt, diffit_block, run
+from diffit.nn.blocks import DropoutAt, MLPKind, diffit_block, run, swiglu_hidden
 from diffit.nn.dropout import number_dropouts
 from diffit.nn.embed import (
     LabelEmbedding,
@@ -37,7 +37,7 @@ from diffit.nn.embed import (
     unpatchify,
 )
 from diffit.nn.linear import Linear
-from diffit.nn.norm import token_norm
+from diffit.nn.norm import TokenNorm, token_norm
 from diffit.nn.tmsa import TimeInto
 
 
@@ -65,6 +65,14 @@ class LatentDiffiTConfig(Settings):
     """Attention heads."""
     mlp_ratio: Ratio = 4.0
     """Hidden units of the MLP, as a multiple of the width."""
+    position: Literal["bias", "rotary"] = "bias"
+    """How tokens know their place: a fixed table and learned biases, or rotary embedding alone."""
+    qk_norm: bool = False
+    """RMS norm of queries and keys, which keeps attention stable in bfloat16."""
+    mlp: MLPKind = "gelu"
+    """The MLP of a block; swiglu has three matrices, of two thirds of the hidden units."""
+    norm: TokenNorm = "layer"
+    """Norm before attention, MLP and head."""
     learned_variance: bool = False
     """Predict a variance beside each channel, as the published models do."""
     time_features: Features = 256
@@ -74,7 +82,7 @@ class LatentDiffiTConfig(Settings):
     time_into: TimeInto = "qkv"
     """Where the time token enters a block: `qkv` is TMSA, the others are ablations."""
     norm_affine: bool = False
-    """Learned scale and shift in the layer norms."""
+    """Learned scale and shift in the norms."""
     head_silu: bool = True
     """SiLU before the last linear layer, as in the release, though in no figure."""
     dropout: Probability = 0.0
@@ -95,22 +103,42 @@ class LatentDiffiTConfig(Settings):
         height, width = pair(self.size)
         return height // self.patch, width // self.patch
 
+    @property
+    def hidden(self) -> int:
+        """Hidden units of the MLP."""
+        if self.mlp == "swiglu":
+            return swiglu_hidden(self.width, self.mlp_ratio)
+        return round(self.width * self.mlp_ratio)
+
     @model_validator(mode="after")
     def check(self) -> Self:
         check_column(pair(self.size), self.patch, self.width, self.heads)
         check_features(self.time_features, self.time_embedding)
         check_hidden([self.width], self.mlp_ratio)
+        if self.position == "rotary" and self.width // self.heads % 4:
+            raise ValueError(
+                f"heads of {self.width // self.heads} channels cannot turn on a grid; "
+                "with position 'rotary' 4 must divide width / heads"
+            )
+        for wrong, field, value in (
+            (self.time_into == "bias", "position", "rotary"),
+            (self.time_into in ("mlp", "norm"), "mlp", "swiglu"),
+            (self.time_into == "norm", "norm", "rms"),
+        ):
+            if wrong and getattr(self, field) == value:
+                raise ValueError(f"{field} {value!r} does not go with time_into {self.time_into!r}")
         return self
 
 
 class LatentDiffiT(nn.Module):
     """F(x, time, label): patches, blocks in which TMSA reads noise level and label, patches.
 
-    The one window of attention is the whole grid. Parameters are named one-to-one with those of
-    the published checkpoints, see `diffit.convert`.
+    The defaults are the release; DiffiT-v2 is `position` rotary, `qk_norm`, `mlp` swiglu, `norm`
+    rms. The one window of attention is the whole grid. Parameters are named one-to-one with those
+    of the published checkpoints, see `diffit.convert`.
     """
 
-    position: Tensor
+    position: Tensor | None
 
     def __init__(self, config: LatentDiffiTConfig) -> None:
         super().__init__()
@@ -118,7 +146,8 @@ class LatentDiffiT(nn.Module):
         self.activation_checkpointing = False
         width, outputs = config.width, config.channels * (2 if config.learned_variance else 1)
         self.patch = Linear(config.channels * config.patch**2, width)
-        self.register_buffer("position", sincos_grid(config.grid, width))
+        table = sincos_grid(config.grid, width) if config.position == "bias" else None
+        self.register_buffer("position", table)
         self.time = TimeEmbedding(width, features=config.time_features, kind=config.time_embedding)
         self.label = (
             LabelEmbedding(config.classes, width, null=config.null_class)
@@ -131,15 +160,19 @@ class LatentDiffiT(nn.Module):
                 width,
                 heads=config.heads,
                 grid=config.grid,
-                hidden=round(width * config.mlp_ratio),
+                hidden=config.hidden,
                 time_into=config.time_into,
+                position=config.position,
+                qk_norm=config.qk_norm,
+                mlp=config.mlp,
+                norm=config.norm,
                 affine=config.norm_affine,
                 dropout=config.dropout,
                 dropout_at=config.dropout_at,
             )
             for _ in range(config.depth)
         )
-        self.norm = token_norm(width, affine=config.norm_affine)
+        self.norm = token_norm(width, affine=config.norm_affine, kind=config.norm)
         self.head = Linear(width, outputs * config.patch**2)
         number_dropouts(self)
         self._initialise()
@@ -167,7 +200,8 @@ class LatentDiffiT(nn.Module):
             (B, C, H, W), or (B, 2 C, H, W) with a learned variance.
         """
         check_inputs(self.config.shape, x, image, augment)
-        tokens = self.patch(patchify(x, self.config.patch)) + self.position
+        tokens = self.patch(patchify(x, self.config.patch))
+        tokens = tokens if self.position is None else tokens + self.position
         condition = self._condition(time, label)
         for block in self.column:
             tokens = run(block, tokens, condition, keys, checkpointed=self.activation_checkpointing)

@@ -11,13 +11,16 @@ from diffit.nn.attention import SelfAttention, merge, partition
 from diffit.nn.dropout import Dropout
 from diffit.nn.gelu import gelu
 from diffit.nn.linear import Linear
-from diffit.nn.norm import AdaptiveNorm, map_norm, token_norm
-from diffit.nn.tmsa import TMSA, TimeInto
+from diffit.nn.norm import EPS, AdaptiveNorm, TokenNorm, map_norm, token_norm
+from diffit.nn.tmsa import TMSA, Position, TimeInto
 
 DropoutAt = Literal["hidden", "branches"]
 """Where dropout acts: on the MLP's hidden units, or on what each residual branch adds."""
 
 NormOrder = Literal["norm-swish", "swish-norm"]
+
+MLPKind = Literal["gelu", "swiglu"]
+"""Linear, GELU, Linear; or the gated form, see `SwiGLU`."""
 
 
 class MLP(nn.Module):
@@ -52,6 +55,36 @@ class MLP(nn.Module):
         return out
 
 
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) up(x)) (arXiv:2002.05202, Eq. 6, with biases).
+
+    Args:
+        width: channels C of a token.
+        hidden: number of hidden units; `swiglu_hidden` makes it as large as an `MLP`.
+        dropout: probability of dropout on the hidden units.
+    """
+
+    def __init__(self, width: int, hidden: int, *, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.gate = Linear(width, hidden)
+        self.up = Linear(width, hidden)
+        self.dropout = Dropout(dropout)
+        self.down = Linear(hidden, width)
+
+    def forward(
+        self, tokens: Tensor, time: Tensor | None = None, keys: Tensor | None = None
+    ) -> Tensor:
+        """(B, ..., C) tokens and dropout keys to (B, ..., C); ``time`` does not act."""
+        hidden = F.silu(self.gate(tokens)) * self.up(tokens)
+        out: Tensor = self.down(self.dropout(hidden, keys))
+        return out
+
+
+def swiglu_hidden(width: int, ratio: float) -> int:
+    """Hidden units with which a SwiGLU has the weights of an MLP of ``ratio``, in whole 64s."""
+    return -(-int(width * ratio * 2 / 3) // 64) * 64
+
+
 class TransformerBlock(nn.Module):
     """x + attention(norm(x), time), then x + MLP(norm(x)) (paper, Eq. 7-8).
 
@@ -59,8 +92,10 @@ class TransformerBlock(nn.Module):
         attention: `TMSA` or `SelfAttention`, called with tokens and time.
         width: channels C of a token.
         hidden: hidden units of the MLP.
-        affine: learned scale and shift in the two layer norms.
+        affine: learned scale and shift in the two norms.
         mlp_time: channels T of a time token for the MLP; 0 for none.
+        mlp: kind of the MLP; a SwiGLU takes no time token.
+        norm: kind of the two norms.
         dropout: probability of dropout.
         dropout_at: where it acts.
     """
@@ -73,16 +108,24 @@ class TransformerBlock(nn.Module):
         hidden: int,
         affine: bool = False,
         mlp_time: int = 0,
+        mlp: MLPKind = "gelu",
+        norm: TokenNorm = "layer",
         dropout: float = 0.0,
         dropout_at: DropoutAt = "hidden",
     ) -> None:
         super().__init__()
+        if mlp == "swiglu" and mlp_time:
+            raise ValueError("a swiglu MLP takes no time token; take the gelu one")
         within, after = (dropout, 0.0) if dropout_at == "hidden" else (0.0, dropout)
-        self.norm1 = token_norm(width, affine=affine)
+        self.norm1 = token_norm(width, affine=affine, kind=norm)
         self.attention = attention
         self.dropout1 = Dropout(after)
-        self.norm2 = token_norm(width, affine=affine)
-        self.mlp = MLP(width, hidden, time_width=mlp_time, dropout=within)
+        self.norm2 = token_norm(width, affine=affine, kind=norm)
+        self.mlp = (
+            SwiGLU(width, hidden, dropout=within)
+            if mlp == "swiglu"
+            else MLP(width, hidden, time_width=mlp_time, dropout=within)
+        )
         self.dropout2 = Dropout(after)
 
     def forward(self, tokens: Tensor, time: Tensor, keys: Tensor | None = None) -> Tensor:
@@ -100,6 +143,7 @@ class AdaptiveBlock(nn.Module):
         width: channels C of a token.
         time_width: channels T of the condition.
         hidden: hidden units of the MLP.
+        mlp_eps: added to the variance in the norm before the MLP.
         dropout: probability of dropout.
         dropout_at: where it acts.
     """
@@ -111,6 +155,7 @@ class AdaptiveBlock(nn.Module):
         time_width: int,
         *,
         hidden: int,
+        mlp_eps: float = EPS,
         dropout: float = 0.0,
         dropout_at: DropoutAt = "hidden",
     ) -> None:
@@ -120,7 +165,7 @@ class AdaptiveBlock(nn.Module):
         self.norm1 = AdaptiveNorm(width)
         self.attention = attention
         self.dropout1 = Dropout(after)
-        self.norm2 = AdaptiveNorm(width)
+        self.norm2 = AdaptiveNorm(width, eps=mlp_eps)
         self.mlp = MLP(width, hidden, dropout=within)
         self.dropout2 = Dropout(after)
 
@@ -144,12 +189,25 @@ def diffit_block(
     window: tuple[int, int] | None = None,
     hidden: int,
     time_into: TimeInto = "qkv",
+    position: Position = "bias",
+    qk_norm: bool = False,
+    mlp: MLPKind = "gelu",
+    norm: TokenNorm = "layer",
     affine: bool = False,
     dropout: float = 0.0,
     dropout_at: DropoutAt = "hidden",
 ) -> TransformerBlock | AdaptiveBlock:
     """DiffiT's transformer block, or the ablation of it that ``time_into`` names."""
-    attention = TMSA(width, time_width, heads=heads, grid=grid, window=window, time_into=time_into)
+    attention = TMSA(
+        width,
+        time_width,
+        heads=heads,
+        grid=grid,
+        window=window,
+        time_into=time_into,
+        position=position,
+        qk_norm=qk_norm,
+    )
     if time_into == "norm":
         return AdaptiveBlock(
             attention, width, time_width, hidden=hidden, dropout=dropout, dropout_at=dropout_at
@@ -160,6 +218,8 @@ def diffit_block(
         hidden=hidden,
         affine=affine,
         mlp_time=time_width if time_into == "mlp" else 0,
+        mlp=mlp,
+        norm=norm,
         dropout=dropout,
         dropout_at=dropout_at,
     )

@@ -26,7 +26,7 @@ def gelu(x: Tensor, *, overwrite: bool = False) -> Tensor:
         overwrite: the result may take the place of x, where no gradient needs x. Fresh memory
             costs about as much time as the function.
     """
-    if x.device.type != "cpu" or torch.compiler.is_compiling():
+    if x.device.type != "cpu" or x.dtype == torch.float64 or torch.compiler.is_compiling():
         return F.gelu(x, approximate="tanh")
     if not (x.requires_grad and torch.is_grad_enabled()):
         return _fill(x, x if overwrite and x.is_contiguous() else None)

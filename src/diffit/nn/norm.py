@@ -1,15 +1,21 @@
 """Normalisation: layer norm of tokens, group norm of feature maps, adaptive layer norm."""
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 EPS = 1e-6
 
+TokenNorm = Literal["layer", "rms"]
+"""Layer norm, or RMS norm, which subtracts no mean and learns no shift (arXiv:1910.07467)."""
 
-def token_norm(width: int, *, affine: bool) -> nn.LayerNorm:
-    """Layer norm over the channels of a token, with or without learned scale and shift."""
+
+def token_norm(width: int, *, affine: bool, kind: TokenNorm = "layer") -> nn.Module:
+    """Norm over the channels of a token, with or without learned scale (and shift)."""
+    if kind == "rms":
+        return nn.RMSNorm(width, eps=EPS, elementwise_affine=affine)
     return nn.LayerNorm(width, eps=EPS, elementwise_affine=affine)
 
 
@@ -24,9 +30,9 @@ def map_norm(channels: int, *, groups: int) -> nn.GroupNorm:
 class AdaptiveNorm(nn.Module):
     """Layer norm whose scale and shift are handed in, one of each per sample (adaLN of DiT)."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, *, eps: float = EPS) -> None:
         super().__init__()
-        self.norm = token_norm(width, affine=False)
+        self.norm = nn.LayerNorm(width, eps=eps, elementwise_affine=False)
 
     def forward(self, tokens: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
         """(B, ..., C) tokens, (B, C) shift and scale: norm(tokens) (1 + scale) + shift.

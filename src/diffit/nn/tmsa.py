@@ -3,6 +3,7 @@
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffit.nn.attention import (
@@ -16,6 +17,8 @@ from diffit.nn.attention import (
     split_heads,
 )
 from diffit.nn.linear import Linear
+from diffit.nn.norm import EPS
+from diffit.nn.rotary import Rotary
 
 TimeInto = Literal["qkv", "bias", "mlp", "separate", "norm"]
 """Where the time token enters a transformer block.
@@ -27,6 +30,9 @@ TimeInto = Literal["qkv", "bias", "mlp", "separate", "norm"]
   token attends to itself alone, so that its part is its value.
 - ``norm``: it scales, shifts and gates the normalised tokens: adaLN-Zero of DiT (Figure 7b).
 """
+
+Position = Literal["bias", "rotary", "none"]
+"""How attention knows where tokens are: `RelativeBias`, the paper's choice; `Rotary`; or not."""
 
 
 class TMSA(nn.Module):
@@ -43,7 +49,9 @@ class TMSA(nn.Module):
         window: (height, width) of the local windows that attention stays in; None for the grid.
         time_into: ``"qkv"``, or one of the paper's ablations, see `TimeInto`; with ``"mlp"`` and
             ``"norm"`` this layer itself knows no time.
-        position_bias: learn a relative position bias.
+        position: ``"bias"`` learns a relative position bias, ``"rotary"`` turns queries and keys
+            by their place in the window; ``"none"`` leaves places to what comes before.
+        qk_norm: RMS norm of each head's queries and keys, which bounds the logits in bfloat16.
     """
 
     def __init__(
@@ -55,7 +63,8 @@ class TMSA(nn.Module):
         grid: tuple[int, int],
         window: tuple[int, int] | None = None,
         time_into: TimeInto = "qkv",
-        position_bias: bool = True,
+        position: Position = "bias",
+        qk_norm: bool = False,
     ) -> None:
         super().__init__()
         check_heads(width, heads)
@@ -63,14 +72,17 @@ class TMSA(nn.Module):
         self.grid = grid
         self.window = window or grid
         _check_window(grid, self.window)
-        if time_into == "bias" and not position_bias:
-            raise ValueError("time_into 'bias' needs position_bias")
+        if time_into == "bias" and position != "bias":
+            raise ValueError("time_into 'bias' needs position 'bias'")
         self.on_map: OnMap | None = None
         self.qkv = Linear(width, 3 * width)
         # Two biases, although only their sum acts: published checkpoints carry both.
         self.qkv_time = Linear(time_width, 3 * width) if time_into == "qkv" else None
         self.value_time = Linear(time_width, width) if time_into == "separate" else None
-        self.position = RelativeBias(self.window, heads) if position_bias else None
+        self.position = RelativeBias(self.window, heads) if position == "bias" else None
+        self.rotary = Rotary(self.window, width // heads) if position == "rotary" else None
+        self.q_norm = nn.RMSNorm(width // heads, eps=EPS) if qk_norm else None
+        self.k_norm = nn.RMSNorm(width // heads, eps=EPS) if qk_norm else None
         entries = self.position.table.numel() if self.position else 0
         self.bias_time = Linear(time_width, entries) if time_into == "bias" else None
         self.out = Linear(width, width)
@@ -99,6 +111,10 @@ class TMSA(nn.Module):
             # In place: nobody else sees the projections, and memory costs time.
             qkv += self.qkv_time(time)[:, None, None]
         q, k, v = split_heads(qkv.flatten(0, 1), self.heads)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = _normed(q, self.q_norm), _normed(k, self.k_norm)
+        if self.rotary is not None:
+            q, k = self.rotary(q), self.rotary(k)
         record = self._record if self.on_map is not None else None
         mixed = join_heads(
             attend(q, k, v, self._bias(time, windows.shape[1], q.dtype), on_map=record)
@@ -126,6 +142,12 @@ class TMSA(nn.Module):
             self.on_map(
                 _whole(weights.view(-1, windows, *weights.shape[1:]), self.grid, self.window)
             )
+
+
+def _normed(x: Tensor, norm: nn.RMSNorm) -> Tensor:
+    """RMS norm in the dtype of x, which under autocast is not that of the learned scale."""
+    scale: Tensor = norm.weight
+    return F.rms_norm(x, (x.shape[-1],), scale.to(x.dtype), norm.eps)
 
 
 def _whole(weights: Tensor, grid: tuple[int, int], window: tuple[int, int]) -> Tensor:
