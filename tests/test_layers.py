@@ -9,11 +9,12 @@ PACKAGE = Path(__file__).parent.parent / "src" / "diffit"
 
 LAYERS = {
     "errors": 0, "config": 0, "arguments": 0, "distributed": 0, "draws": 0, "__init__": 0,
-    "sealed": 0, "averages": 0,
+    "sealed": 0, "averages": 0, "claims": 0,
     "nn": 1, "diffusion": 1, "codecs": 1, "data": 1,
     "networks": 2, "samplers": 2,
     "model": 3, "convert": 3, "sampling": 3,
     "checkpoint": 4, "generation": 4, "report": 4, "trajectory": 4, "samples": 4, "drawing": 4,
+    "work": 4, "products": 4, "protocols": 4,
     "training": 5, "evaluation": 5,
     "commands": 6,
     "cli": 7, "__main__": 8,

@@ -1,7 +1,7 @@
 """Draw the missing images of a plan, in this process or in several.
 
-Each process computes whole units with the same number of threads, so that the bytes do not depend
-on how many there are.
+Each process claims whole units and computes them with the same number of threads, so that the bytes
+do not depend on how many there are.
 """
 
 import contextlib
@@ -20,7 +20,8 @@ from diffit.checkpoint import load
 from diffit.errors import DiffitError, UsageError
 from diffit.model import Model
 from diffit.samplers import SAMPLERS
-from diffit.samples import Plan, Weights, draw_unit, weights_of
+from diffit.samples import Plan, Weights, set_rounding, weights_of
+from diffit.work import OvertakenError, claimed, draw_unit
 
 Tell = Callable[[float], None]
 """Told how much further the drawing is, in units."""
@@ -29,21 +30,25 @@ Tell = Callable[[float], None]
 def draw_here(
     plan: Plan, out: Path, todo: Sequence[int], models: tuple[Model, Model | None], tell: Tell
 ) -> None:
-    """Draw units of a plan with the model and the reference that are loaded already."""
+    """Draw units of a plan with the model and the reference that are loaded already.
+
+    Ends when all of them are drawn, by this process or another.
+    """
     model, reference = models
     share = 1 / SAMPLERS[plan.sampling.sampler].evaluations(plan.sampling.steps)
-    with threads(plan.threads):
-        for unit in todo:
-            draw_unit(model, unit, plan, out, reference=reference, on_step=lambda *_: tell(share))
+    with threads(plan.threads), contextlib.closing(claimed(out, plan, todo)) as units:
+        for unit in units:
+            with contextlib.suppress(OvertakenError):
+                draw_unit(
+                    model, unit, plan, out, reference=reference, on_step=lambda *_: tell(share)
+                )
 
 
 def draw_in_processes(
     plan: Plan, out: Path, todo: Sequence[int], processes: int, tell: Tell
 ) -> None:
     """Draw units of a plan in new processes that each load the model themselves."""
-    workers = [
-        _start(plan, out, todo[rank::processes]) for rank in range(min(processes, len(todo)))
-    ]
+    workers = [_start(plan, out, todo) for _ in range(min(processes, len(todo)))]
     try:
         _follow({pipe for pipe, _ in workers}, tell)
     finally:
@@ -57,6 +62,7 @@ def draw_in_processes(
 def load_models(plan: Plan) -> tuple[Model, Model | None]:
     """The model of a plan, and the reference if it has one."""
     model = _load(plan.weights, plan.device)
+    set_rounding(model, plan.codec["rounding"])
     return model, None if plan.reference is None else _load(plan.reference, plan.device)
 
 

@@ -1,39 +1,44 @@
-"""A folder of drawn images: the plan is written first, so that any interruption can be continued.
+"""The plan of a folder of drawn images: written first, so that anything can be continued.
 
     OUT/samples.json        the plan: everything needed to draw the images again
-    OUT/images/000000.png   image i, from seed + i and label i
-    OUT/images/dataset.json the labels, in EDM's layout, once all images are there
-    OUT/grid.png            the first images side by side
+    OUT/images/000000.png   image i, from seed + i and label i; from 1000 on in sub-folders
+    OUT/units/000000.txt    unit 0 is drawn: the checksums of its images, see `diffit.work`
+    OUT/checksums.txt       all of them, for `sha256sum -c`, and what else `diffit.products` makes
 
 Image i is computed in unit i // unit, at place i % unit, among the same neighbours whatever the
 count: its bytes depend on nothing else of the plan, nor on processes or interruptions.
 """
 
+import contextlib
 import hashlib
 import json
 import os
-import zipfile
+import platform
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 
 import diffit
+from diffit.claims import turn
+from diffit.codecs import build_codec
 from diffit.config import Settings
-from diffit.data.images import grid, read_image, to_png, write_atomic
-from diffit.data.pack import pack
+from diffit.data.images import read_image
+from diffit.draws import integers
 from diffit.errors import DataError, UsageError
-from diffit.generation import Watch, draw, label_tensor
 from diffit.model import Model
 from diffit.sampling import SamplingConfig
 
-FORMAT = "diffit-samples-1"
+FORMAT = "diffit-samples-2"
 RECORD = "samples.json"
-IN_GRID = 256
+PER_FOLDER = 1000
 FREE = frozenset(("count", "command"))
 """What may differ when a folder is continued; the count may only grow."""
+SHOWN = 60
+"""Characters of a setting that a message shows."""
 
 
 class Weights(Settings):
@@ -55,10 +60,14 @@ class Plan(Settings):
     seed: int
     """Image i is drawn from seed + i."""
     labels: tuple[int | None, ...]
-    """Image i has label i modulo their number; empty for models without classes."""
+    """The labels that are drawn; empty for models without classes."""
+    label_order: Literal["turns", "uniform"] = "turns"
+    """Image i has label i modulo their number, or one that its seed picks at random."""
     classes: tuple[str, ...]
     """What the labels mean."""
     sampling: SamplingConfig
+    codec: dict[str, Any] = Field(default_factory=dict)
+    """Settings of the codec that made pixels of the drawn."""
     device: str
     threads: int
     """CPU threads: sums are split among them, and round differently."""
@@ -69,7 +78,20 @@ class Plan(Settings):
 
     def label(self, i: int) -> int | None:
         """The label of image i."""
-        return self.labels[i % len(self.labels)] if self.labels else None
+        if not self.labels:
+            return None
+        if self.label_order == "uniform":
+            i = int(integers(self.seed + i, [0], "label", len(self.labels)))
+        return self.labels[i % len(self.labels)]
+
+    def units(self) -> range:
+        """The units that the images are computed in."""
+        return range(-(-self.count // self.sampling.unit))
+
+    def places(self, unit: int) -> range:
+        """The images of one unit that are asked for."""
+        size = self.sampling.unit
+        return range(unit * size, min((unit + 1) * size, self.count))
 
 
 def weights_of(model: Model) -> Weights:
@@ -101,33 +123,45 @@ def versions() -> dict[str, str]:
     return {"diffit": diffit.__version__, "torch": torch.__version__}
 
 
+def set_rounding(model: Model, rounding: Literal["nearest", "down"]) -> None:
+    """Let the codec of ``model`` turn values into 0..255 by another rule."""
+    changed = model.config.codec.model_copy(update={"rounding": rounding})
+    model.config = model.config.model_copy(update={"codec": changed})
+    model.codec = build_codec(changed)
+
+
 def begin(out: Path, plan: Plan) -> None:
     """Write the plan, or find that ``out`` continues the same one; UsageError if it cannot."""
+    if read_plan(out) is None and out.is_dir():
+        _refuse_strangers(out)
     try:
-        (out / "images").mkdir(parents=True, exist_ok=True)
+        for name in ("images", "units"):
+            (out / name).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"--out {out} cannot be made: {error.strerror}") from None
-    before = read_plan(out)
-    begun = before is not None and any((out / "images").glob("*.png"))
-    if before is None:
-        if strange := [p.name for p in out.iterdir() if p.name != "images" and not _ours(p)]:
-            raise UsageError(
-                f"--out {out} holds other files ({sorted(strange)[0]}); name a new folder"
-            )
-        if any(not _ours(p) for p in (out / "images").iterdir()):
-            raise UsageError(f"--out {out} holds images but no {RECORD}; name a new folder")
-    elif begun:
-        refuse_other(out, before, plan)
-    clear_leftovers(out)
-    if before is None or not begun or before.count < plan.count:
-        text = json.dumps(plan.model_dump(mode="json", exclude_none=True), indent=1) + "\n"
-        write_atomic(out / RECORD, text.encode())
+    with turn(out / "units" / "plan.claim"):
+        before = read_plan(out)
+        begun = before is not None and any((out / "images").rglob("*.png"))
+        if before is not None and begun:
+            refuse_other(out, before, plan)
+        if before is None or not begun or before.count < plan.count:
+            write_plan(out, plan)
 
 
-def clear_leftovers(out: Path) -> None:
-    """Remove what an interruption left half written."""
-    for path in out.rglob(".*.partial"):
-        path.unlink(missing_ok=True)
+def write_plan(out: Path, plan: Plan) -> None:
+    """Write `samples.json`."""
+    text = json.dumps(plan.model_dump(mode="json", exclude_none=True), indent=1) + "\n"
+    write_here(out / RECORD, text.encode())
+
+
+def _refuse_strangers(out: Path) -> None:
+    """UsageError if a folder without a plan holds anything but empty folders of ours."""
+    others = {path.name for path in out.iterdir()} - {"images", "units"}
+    # What a killed process left of its very first file is nobody's.
+    if strange := sorted(name for name in others if not name.endswith(".partial")):
+        raise UsageError(f"--out {out} holds other files ({strange[0]}); name a new folder")
+    if (out / "images").is_dir() and any((out / "images").iterdir()):
+        raise UsageError(f"--out {out} holds images but no {RECORD}; name a new folder")
 
 
 def read_plan(out: Path) -> Plan | None:
@@ -146,8 +180,8 @@ def refuse_other(out: Path, before: Plan, plan: Plan) -> None:
     for name in sorted(old.keys() | new.keys()):
         if old.get(name) != new.get(name):
             raise UsageError(
-                f"--out {out} was begun with {name} {old.get(name)}, not {new.get(name)}; "
-                "repeat that command or name a new folder"
+                f"--out {out} was begun with {name} {_short(old.get(name))}, not "
+                f"{_short(new.get(name))}; repeat that command or name a new folder"
             )
     if plan.count < before.count:
         raise UsageError(
@@ -156,42 +190,37 @@ def refuse_other(out: Path, before: Plan, plan: Plan) -> None:
         )
 
 
-def missing(out: Path, plan: Plan, model: Model) -> list[int]:
-    """The units of which an image is not there, or not whole."""
-    unit, shape = plan.sampling.unit, image_shape(model)
-    lost = {i // unit for i in range(plan.count) if not _intact(image_path(out, i), shape)}
-    return sorted(lost)
-
-
-def draw_unit(
-    model: Model,
-    unit: int,
-    plan: Plan,
-    out: Path,
-    *,
-    reference: Model | None = None,
-    on_step: Watch | None = None,
-) -> None:
-    """Draw one unit of the plan and write those of its images that are asked for."""
-    size = plan.sampling.unit
-    places = range(unit * size, (unit + 1) * size)
-    labels = label_tensor(model, [plan.label(i) for i in places], size)
-    images = draw(
-        model,
-        [plan.seed + i for i in places],
-        labels,
-        plan.sampling,
-        reference=reference,
-        on_step=on_step,
-    )
-    for i, image in zip(places, images.numpy(), strict=True):
-        if i < plan.count:
-            write_atomic(image_path(out, i), to_png(image))
-
-
 def image_path(out: Path, i: int) -> Path:
     """Where image i lies."""
-    return out / "images" / f"{i:06d}.png"
+    return out / "images" / numbered(i, ".png")
+
+
+def numbered(i: int, suffix: str) -> str:
+    """`000012.png`; from 1000 on `00001/001000.png`, since huge folders are slow to list."""
+    name = f"{i:06d}{suffix}"
+    return name if i < PER_FOLDER else f"{i // PER_FOLDER:05d}/{name}"
+
+
+def partial_path(path: Path) -> Path:
+    """Where a file is written before it gets its name.
+
+    One process of a machine at a time writes a file of these folders, see `diffit.work`: so what a
+    killed one left half written is overwritten by whoever repeats its work.
+    """
+    return path.with_name(f".{path.name}.{platform.node()}.partial")
+
+
+def write_here(path: Path, data: bytes) -> None:
+    """Write a file, whole or not at all; DataError if the disk does not let us."""
+    partial = partial_path(path)
+    try:
+        path.parent.mkdir(exist_ok=True)
+        partial.write_bytes(data)
+        partial.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise DataError(f"{path} cannot be written: {error.strerror}") from None
 
 
 def images_of(out: Path, places: Iterable[int]) -> Iterator[np.ndarray]:
@@ -200,74 +229,12 @@ def images_of(out: Path, places: Iterable[int]) -> Iterator[np.ndarray]:
         yield read_image(image_path(out, i))
 
 
-def write_index(out: Path, plan: Plan) -> None:
-    """EDM's `dataset.json`: with it the drawn images are a data set."""
-    content: dict[str, Any] = {"labels": None}
-    if plan.labels and None not in plan.labels:
-        names = [image_path(out, i).name for i in range(plan.count)]
-        content["labels"] = [[name, plan.label(i)] for i, name in enumerate(names)]
-        content["classes"] = plan.classes
-    write_atomic(out / "images" / "dataset.json", (json.dumps(content) + "\n").encode())
-
-
-def write_grid(out: Path, plan: Plan) -> Path:
-    """Up to `IN_GRID` images side by side, small ones enlarged; a column for each label if few."""
-    turns = len(plan.labels)
-    columns = turns if 4 <= turns <= 20 and plan.count >= turns else None
-    shown = min(plan.count, IN_GRID // (columns or 1) * (columns or 1))
-    images = np.stack(list(images_of(out, range(shown))))
-    scale = max(1, 64 // max(images.shape[2:]))
-    write_atomic(out / "grid.png", to_png(grid(images, columns=columns, scale=scale)))
-    return out / "grid.png"
-
-
-def write_npz(out: Path, plan: Plan) -> Path:
-    """`samples.npz` in ADM's layout, one image in memory at a time."""
-    path = out / "samples.npz"
-    partial = path.with_name(f".{path.name}.partial")
-    c, h, w = next(images_of(out, [0])).shape
-    # Stored with the default date: equal images make equal files.
-    with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
-        with archive.open(zipfile.ZipInfo("arr_0.npy"), "w", force_zip64=True) as file:
-            header = {"descr": "|u1", "fortran_order": False, "shape": (plan.count, h, w, c)}
-            np.lib.format.write_array_header_1_0(file, header)
-            for image in images_of(out, range(plan.count)):
-                file.write(np.ascontiguousarray(image.transpose(1, 2, 0)).tobytes())
-        if plan.labels and None not in plan.labels:
-            labels = np.array([plan.label(i) for i in range(plan.count)], dtype=np.int64)
-            with archive.open(zipfile.ZipInfo("arr_1.npy"), "w") as file:
-                np.lib.format.write_array(file, labels)
-    partial.replace(path)
-    return path
-
-
-def write_zip(out: Path, plan: Plan) -> Path:
-    """`samples.zip` in EDM's layout."""
-    path = out / "samples.zip"
-    path.unlink(missing_ok=True)
-    pack(str(out / "images"), path)
-    return path
-
-
 def _digest(model: Model) -> str:
     digest = hashlib.blake2b()
     for name, tensor in sorted(model.network.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _intact(path: Path, shape: tuple[int, int, int]) -> bool:
-    if not path.exists():
-        return False
-    try:
-        return read_image(path).shape == shape
-    except DataError:
-        return False
-
-
-def _ours(path: Path) -> bool:
-    return path.name.endswith(".partial")
 
 
 def _flat(plan: Plan) -> dict[str, Any]:
@@ -280,9 +247,17 @@ def _flat(plan: Plan) -> dict[str, Any]:
             flat[name] = f"{value['name']} ({value['hash'][:8]})"
         elif name in ("sampling", "versions"):
             flat |= value
+        elif name == "codec":
+            # Its weights may have moved as well; their hash is among the settings.
+            flat |= {f"codec {key}": v for key, v in value.items() if key != "path"}
         else:
             flat[name] = value
     return flat
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]} ..."
 
 
 def available_cores() -> int:

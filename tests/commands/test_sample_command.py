@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,11 +16,14 @@ from PIL import Image
 
 from diffit.checkpoint import save_model
 from diffit.cli import main
+from diffit.config import parse
 from diffit.data import open_dataset
 from diffit.generation import generate
 from diffit.model import build_model
-from diffit.samples import read_plan
+from diffit.protocols import PROTOCOLS
+from diffit.samples import partial_path, read_plan
 from diffit.sampling import SamplingConfig
+from diffit.training.settings import RunConfig
 from tiny import tiny_run
 
 SMALL = ["--steps", "3", "--threads", "1"]
@@ -85,9 +89,10 @@ def test_images_are_those_of_the_library(checkpoint: Path, whole: Path) -> None:
 
 
 def test_everything_is_there(whole: Path) -> None:
-    assert sorted(contents(whole)) == sorted(
-        [*(f"images/{i:06d}.png" for i in range(10)), "images/dataset.json", "grid.png"]
-    )
+    images = [f"images/{i:06d}.png" for i in range(10)]
+    notes = [f"units/{unit:06d}.txt" for unit in range(3)]
+    others = ["images/dataset.json", "grid.png", "checksums.txt"]
+    assert sorted(contents(whole)) == sorted([*images, *notes, *others])
     assert Image.open(whole / "grid.png").size == (10 * 66 - 2, 64)
 
 
@@ -137,7 +142,7 @@ def test_what_is_lost_or_damaged_is_drawn_again(
     hurt = out / "images" / "000005.png"
     other = (out / "images" / "000001.png").stat().st_mtime_ns
     hurt.unlink() if damage is None else hurt.write_bytes(damage)
-    (out / "images" / ".000006.png.1.partial").write_bytes(b"half")
+    partial_path(out / "images" / "000006.png").write_bytes(b"half")
     assert sample(checkpoint, out, "--count", "10") == 0
     assert contents(out) == contents(whole)
     assert (out / "images" / "000001.png").stat().st_mtime_ns == other  # its unit was whole
@@ -334,8 +339,6 @@ def test_another_plan_in_a_folder_is_refused(
 
 
 def test_a_moved_checkpoint_continues_its_folder(checkpoint: Path, tmp_path: Path) -> None:
-    import shutil
-
     out = tmp_path / "x"
     assert sample(checkpoint, out, "--count", "2") == 0
     moved = shutil.copytree(checkpoint, tmp_path / "moved")
@@ -471,3 +474,167 @@ def test_a_small_network_draws_with_one_thread(checkpoint: Path, tmp_path: Path)
     plan = read_plan(tmp_path / "x")
     assert plan is not None
     assert plan.threads == 1
+
+
+PROTOCOL = ["--protocol", "official-256", "--steps", "4", "--threads", "1", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A latent-shaped checkpoint with learned variance, as published models have it."""
+    network = {"name": "latent-diffit", "size": 4, "channels": 3, "patch": 2, "depth": 1,
+               "width": 16, "heads": 2, "classes": 5, "learned_variance": True}  # fmt: skip
+    model = {"network": network, "formulation": {"name": "ddpm", "learned_variance": True}}
+    config = parse(RunConfig, {"model": model, "data": {"path": "builtin:digits"}}, source="test")
+    folder = tmp_path_factory.mktemp("sample") / "learned"
+    tensors = build_model(config.model).network.state_dict()
+    source = torch.Generator().manual_seed(0)
+    for tensor in tensors.values():
+        tensor += 0.05 * torch.randn(tensor.shape, generator=source)
+    save_model(folder, config, {"model": tensors}, {"images": 0})
+    return folder
+
+
+def test_the_official_protocol_is_one_command(
+    learned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "x"
+    assert main(["sample", str(learned), "--out", str(out), "--count", "9", *PROTOCOL]) == 0
+    assert "meant for images of 256 pixels; this model draws 4 x 4" in capsys.readouterr().err
+    plan = read_plan(out)
+    assert plan is not None
+    how = plan.sampling
+    assert (how.sampler, how.levels, how.steps) == ("ancestral-learned", "respaced", 4)
+    assert (how.guidance, how.guidance_schedule, how.guidance_power) == (4.4, "power-cosine", 4)
+    assert (how.guidance_channels, plan.codec["rounding"]) == (3, "down")
+    with np.load(out / "samples.npz") as arrays:
+        assert arrays["arr_0"].shape == (9, 4, 4, 3)
+        assert arrays["arr_1"].tolist() == [plan.label(i) for i in range(9)]
+        assert arrays["arr_1"].tolist() != [i % 5 for i in range(9)]
+
+
+@pytest.mark.parametrize(
+    ("options", "name", "value"),
+    [
+        (["--guidance", "3"], "guidance", 3.0),
+        (["--sampler", "ddim"], "levels", None),
+        (["--precision", "bf16"], "precision", "bf16"),
+    ],
+)
+def test_an_option_replaces_its_part_of_a_protocol(
+    options: list[str], name: str, value: object, learned: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "x"
+    command = ["sample", str(learned), "--out", str(out), "--count", "1", *PROTOCOL, *options]
+    assert main([*command, "--no-npz", "--labels", "2"]) == 0
+    plan = read_plan(out)
+    assert plan is not None
+    assert getattr(plan.sampling, name) == value
+    assert plan.sampling.guidance_channels == 3
+    assert (plan.labels, plan.label_order) == ((2,), "turns")
+    assert not (out / "samples.npz").exists()
+
+
+def test_protocols_are_valid_and_differ_where_they_should() -> None:
+    for name, protocol in PROTOCOLS.items():
+        assert SamplingConfig(**protocol.sampling.model_dump()) == protocol.sampling
+        official = name.startswith("official")
+        assert (protocol.sampling.steps, protocol.sampling.guidance_channels) == (
+            (250, 3) if official else (30, None)
+        )
+        # 1 + x on three of four channels acts like 1 + 3/4 x on all of them
+        pair = PROTOCOLS[f"official-{protocol.side}"].sampling.guidance
+        if not official:
+            assert protocol.sampling.guidance == pytest.approx(1 + 0.75 * (pair - 1), abs=0.005)
+
+
+def test_rounding_down_cuts_the_fraction_off(checkpoint: Path, tmp_path: Path) -> None:
+    assert sample(checkpoint, tmp_path / "a", "--count", "4") == 0
+    for processes in ("1", "2"):
+        out = tmp_path / processes
+        assert sample(checkpoint, out, "--count", "4", "--rounding", "down",
+                      "--processes", processes) == 0  # fmt: skip
+    near, down = (open_dataset(tmp_path / name / "images") for name in ("a", "1"))
+    gaps = np.concatenate([near[i].image.astype(int) - down[i].image for i in range(4)])
+    assert set(np.unique(gaps)) == {0, 1}
+    assert contents(tmp_path / "1") == contents(tmp_path / "2")
+
+
+def test_parts_are_drawn_apart_and_put_together(
+    checkpoint: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for part in ("1/2", "2/2"):
+        out = tmp_path / part[0]
+        assert sample(checkpoint, out, "--count", "10", "--part", part) == 0
+        assert not (out / "checksums.txt").exists()
+    shown = capsys.readouterr().out
+    assert "10 images, part 1/2, heun" in shown
+    assert "4 images of part 1/2" in shown
+    assert "6 of 10 are still to be drawn by others" in shown
+    shutil.copytree(tmp_path / "2", tmp_path / "1", dirs_exist_ok=True)
+    assert sample(checkpoint, tmp_path / "1", "--count", "10") == 0
+    assert "10 of them are there already" in capsys.readouterr().out
+    assert contents(tmp_path / "1") == contents(whole)
+
+
+def test_the_last_part_in_a_shared_folder_finishes_it(
+    checkpoint: Path, whole: Path, tmp_path: Path
+) -> None:
+    for part in ("3/3", "1/3", "2/3"):
+        assert sample(checkpoint, tmp_path / "x", "--count", "10", "--part", part) == 0
+    assert contents(tmp_path / "x") == contents(whole)
+
+
+def test_commands_that_share_a_folder_share_the_work(
+    checkpoint: Path, two_hundred: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "x"
+    both = [start(checkpoint, out, *unwatched(1), "--npz") for _ in range(2)]
+    for process in both:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+    with np.load(out / "samples.npz") as arrays:
+        assert len(arrays["arr_0"]) == 200
+    (out / "samples.npz").unlink()
+    assert contents(out) == contents(two_hundred)
+
+
+def test_large_folders_are_data_sets(checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "x"
+    options = ["--count", "1003", "--unit", "64", "--sampler", "euler", "--steps", "1", "--npz"]
+    assert sample(checkpoint, out, *options) == 0
+    assert (out / "images" / "00001" / "001002.png").exists()
+    images = open_dataset(out / "images")
+    with np.load(out / "samples.npz") as arrays:
+        order = sorted(range(1003), key=lambda i: images.files.images[i].split("/")[-1])
+        assert np.array_equal(arrays["arr_0"][1002, :, :, 0], images[order[1002]].image[0])
+        assert [images.label(i) for i in order] == arrays["arr_1"].tolist()
+
+
+def test_a_disk_that_loses_images_is_named(
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from diffit.commands import sample as command
+
+    monkeypatch.setattr(command, "check_units", lambda *_: [1])
+    assert sample(checkpoint, tmp_path / "x", "--count", "6") == 2
+    assert "do not stay as they are written (unit 1); check the disk" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("part", ["0/3", "4/3", "1", "a/b", "1/0", "-1/3"])
+def test_what_is_no_part_is_refused(
+    part: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sample(checkpoint, tmp_path / "x", f"--part={part}") == 2
+    assert f"--part {part!r} is no part; write 2/8" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
+def test_an_unknown_protocol_is_refused(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sample(checkpoint, tmp_path / "x", "--protocol", "official") == 2
+    assert "did you mean 'official-" in capsys.readouterr().err
