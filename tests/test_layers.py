@@ -14,7 +14,7 @@ LAYERS = {
     "networks": 2, "samplers": 2,
     "model": 3, "convert": 3, "sampling": 3,
     "checkpoint": 4, "generation": 4, "report": 4, "trajectory": 4, "samples": 4, "drawing": 4,
-    "work": 4, "products": 4, "protocols": 4,
+    "work": 4, "products": 4, "protocols": 4, "hub": 4,
     "training": 5, "evaluation": 5,
     "commands": 6,
     "cli": 7, "__main__": 8,

@@ -14,7 +14,8 @@ from diffit.averages import blend
 from diffit.config import Settings, parse, read_yaml, to_yaml
 from diffit.errors import CheckpointError, ConfigError
 from diffit.generation import SamplingConfig
-from diffit.model import Model, ModelConfig, build_model
+from diffit.hub import is_hub_folder, load_folder, read_folder
+from diffit.model import Model, ModelConfig, check_shapes, empty_model, fill
 from diffit.sealed import CONFIG, STATE, DamagedError, read_state, read_tensors
 
 POWER = "ema-power-"
@@ -31,19 +32,23 @@ def load(
     """Read a model from a checkpoint.
 
     Args:
-        path: a checkpoint, an exported folder, or a run, whose newest intact checkpoint is taken.
+        path: a checkpoint, a hub-style folder, or a run, whose newest intact checkpoint is taken.
         weights: name of the set of weights, such as `model` or `ema-0.9999`; by default the one
             that the checkpoint recommends. A run that kept two power-function averages has
             `ema-power-LENGTH` for any length.
         device: where the model is put.
         dtype: precision of the network; float32 by default.
     """
+    if is_hub_folder(Path(path)):
+        if weights not in (None, "model"):
+            raise CheckpointError(f"{path} has no weights {weights!r}; there are: model")
+        return load_folder(Path(path), device=device, dtype=dtype)
     folder, name, tensors = _find(Path(path), weights)
     state = read_state(folder)
     config, sampling = _read_settings(folder)
-    model = build_model(config)
-    _fill(model, tensors, folder)
-    model.network.requires_grad_(False)
+    model = empty_model(config)
+    check_shapes(model, {key: t.shape for key, t in tensors.items()}, source=str(folder))
+    fill(model, tensors.items(), device=device, dtype=dtype)
     model.sampling = sampling
     file = state["files"].get(f"{name}.safetensors")
     model.provenance = {
@@ -52,11 +57,13 @@ def load(
         "images": state.get("images"),
         "blake2b": file and file["blake2b"],
     }
-    return model.to(device, dtype=dtype)
+    return model
 
 
 def recommended(path: str | Path) -> SamplingConfig:
-    """How the checkpoint or run at ``path`` is best sampled; its weights are not read."""
+    """How the model at ``path`` is best sampled; its weights are not read."""
+    if is_hub_folder(Path(path)):
+        return read_folder(Path(path)).sampling
     for folder in candidates(Path(path)):
         try:
             return _read_settings(folder)[1]
@@ -174,21 +181,6 @@ def _read_settings(folder: Path) -> tuple[ModelConfig, SamplingConfig]:
         return model, parse(SamplingConfig, settings.get("sampling") or {}, source=source)
     except ConfigError as error:
         raise CheckpointError(str(error)) from None
-
-
-def _fill(model: Model, tensors: Mapping[str, Tensor], folder: Path) -> None:
-    """Put tensors into the network; CheckpointError if they belong to another one."""
-    wanted = model.network.state_dict()
-    for key in sorted(wanted.keys() ^ tensors.keys()):
-        side = "lacks" if key in wanted else "has the unknown"
-        raise CheckpointError(f"{folder} {side} tensor {key!r}; it belongs to another network")
-    for key, tensor in tensors.items():
-        if tensor.shape != wanted[key].shape:
-            raise CheckpointError(
-                f"{folder}: tensor {key!r} has shape {tuple(tensor.shape)}, but its configuration "
-                f"wants {tuple(wanted[key].shape)}"
-            )
-    model.network.load_state_dict(dict(tensors))
 
 
 class Newest(NamedTuple):

@@ -1,11 +1,12 @@
 """A model: denoiser, codec and configuration. The one place where networks meet formulations."""
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
 import torch
 from pydantic import model_validator
-from torch import nn
+from torch import Tensor, nn
 
 from diffit.codecs import Codec, CodecConfig, PixelsConfig, build_codec
 from diffit.config import Settings
@@ -16,6 +17,7 @@ from diffit.diffusion.formulation import (
     FormulationConfig,
     build_formulation,
 )
+from diffit.errors import CheckpointError
 from diffit.networks import NetworkConfig, build_network
 
 
@@ -96,5 +98,50 @@ def build_model(config: ModelConfig, *, seed: int = 0) -> Model:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed % (1 << 64))  # all that PyTorch takes
         network = build_network(config.network)
+    return _model(network, config)
+
+
+def empty_model(config: ModelConfig) -> Model:
+    """A model whose weights take no memory yet and hold nothing: `fill` gives it some."""
+    with torch.device("meta"):
+        network = build_network(config.network)
+    return _model(network, config)
+
+
+def check_shapes(model: Model, shapes: Mapping[str, Sequence[int]], *, source: str) -> None:
+    """CheckpointError unless tensors of these names and shapes are the model's weights."""
+    wanted = model.network.state_dict()
+    for key in sorted(wanted.keys() ^ shapes.keys()):
+        side = "lacks" if key in wanted else "has the unknown"
+        raise CheckpointError(f"{source} {side} tensor {key!r}; it belongs to another network")
+    for key, shape in shapes.items():
+        if tuple(shape) != tuple(wanted[key].shape):
+            raise CheckpointError(
+                f"{source}: tensor {key!r} has shape {tuple(shape)}, but its configuration "
+                f"wants {tuple(wanted[key].shape)}"
+            )
+
+
+def fill(
+    model: Model,
+    tensors: Iterable[tuple[str, Tensor]],
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Give a model copies of some or all of its named weights, frozen, in float32 unless told."""
+    copies = {
+        name: tensor.to(
+            device,
+            (dtype or torch.float32) if tensor.is_floating_point() else tensor.dtype,
+            copy=True,
+        )
+        for name, tensor in tensors
+    }
+    model.network.load_state_dict(copies, strict=False, assign=True)
+    model.network.requires_grad_(False)
+
+
+def _model(network: nn.Module, config: ModelConfig) -> Model:
     denoiser = Denoiser(network, build_formulation(config.formulation))
     return Model(denoiser, build_codec(config.codec), config)

@@ -5,12 +5,13 @@ the rest: the format, what belongs to that moment, and size and BLAKE2b of each 
 such a folder can run code when it is read.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +47,27 @@ def write_sealed(
         tensors: file name without suffix -> the tensors of that file.
         state: what else belongs to this moment; anything that JSON can hold.
     """
+    with appearing(folder) as part:
+        (part / CONFIG).write_text(config, encoding="utf-8")
+        for name, group in tensors.items():
+            write_tensors(part / f"{name}.safetensors", group)
+        _write_state(part, state)
+
+
+@contextlib.contextmanager
+def appearing(folder: Path) -> Iterator[Path]:
+    """A folder to write into, which takes the place of ``folder`` once all is on the disk.
+
+    If the writing fails nothing has happened; CheckpointError for what the disk refuses.
+    """
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     try:
         part.mkdir(parents=True)
-        (part / CONFIG).write_text(config, encoding="utf-8")
-        for name, group in tensors.items():
-            _write_tensors(part / f"{name}.safetensors", group)
-        _write_state(part, state)
+        yield part
+        for file in part.iterdir():
+            _flush(file)
+        _flush(part)
         _replace(part, folder)
     except OSError as error:
         raise CheckpointError(f"{folder} could not be written: {error.strerror}") from error
@@ -61,7 +75,8 @@ def write_sealed(
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
+def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write one safetensors file; OSError if the disk refuses."""
     try:
         save_file({key: tensor.detach().contiguous() for key, tensor in tensors.items()}, file)
     except SafetensorError as error:
@@ -75,13 +90,10 @@ def _write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
 def _write_state(part: Path, state: Mapping[str, Any]) -> None:
     files = {}
     for file in sorted(part.iterdir()):
-        _flush(file)
         files[file.name] = {"bytes": file.stat().st_size, "blake2b": checksum(file)}
     content = {"format": FORMAT, "diffit": __version__, **state, "files": files}
     content["blake2b"] = _digest(content)
     (part / STATE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    _flush(part / STATE)
-    _flush(part)
 
 
 def checksum(file: Path) -> str:

@@ -331,7 +331,7 @@ def test_a_run_gives_up_if_trouble_persists(monkeypatch, tmp_path):
 
 
 def test_a_full_disk_is_one_sentence_and_the_run_resumes(straight, monkeypatch, tmp_path):
-    write, written = sealed._write_tensors, []
+    write, written = sealed.write_tensors, []
 
     def full(file, tensors):
         written.append(file)
@@ -339,7 +339,7 @@ def test_a_full_disk_is_one_sentence_and_the_run_resumes(straight, monkeypatch, 
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         write(file, tensors)
 
-    monkeypatch.setattr(sealed, "_write_tensors", full)
+    monkeypatch.setattr(sealed, "write_tensors", full)
     with pytest.raises(UsageError, match="No space left on device; make room and continue with"):
         go(tiny_run(images=160), tmp_path / "run")
     monkeypatch.undo()
