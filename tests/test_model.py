@@ -5,7 +5,7 @@ import torch
 
 from diffit.config import parse
 from diffit.errors import ConfigError
-from diffit.model import ModelConfig, build_model
+from diffit.model import ModelConfig, build_model, empty_model, fill, matrices_of
 from tiny import NETWORK
 
 
@@ -77,3 +77,33 @@ def test_mistakes_are_one_sentence(settings, sentence):
     with pytest.raises(ConfigError, match=sentence) as error:
         parse(ModelConfig, settings, source="test")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        {},
+        {"name": "latent-diffit", "size": 8, "channels": 4, "depth": 2, "width": 16, "heads": 2},
+        {"name": "dit", "size": 8, "channels": 4, "depth": 2, "width": 16, "heads": 2},
+    ],
+)
+def test_matrices_kept_in_the_precision_of_autocast_change_nothing(network):
+    network = {**(network or NETWORK), "classes": 10}
+    settings = parse(ModelConfig, {"network": network}, source="test")
+    full = build_model(settings)
+    tensors = {
+        name: tensor + 0.1 * torch.randn(tensor.shape, generator=torch.Generator().manual_seed(0))
+        for name, tensor in full.network.state_dict().items()
+    }
+    low = empty_model(settings)
+    fill(full, tensors.items())
+    fill(low, tensors.items(), matrices=torch.bfloat16)
+    kept = {name for name, p in low.network.named_parameters() if p.dtype == torch.bfloat16}
+    assert kept == matrices_of(low.network)
+    assert sum(p.numel() for p in low.network.parameters() if p.dtype == torch.bfloat16) > 0
+    x = torch.randn(2, *full.shape, generator=torch.Generator().manual_seed(1))
+    label = torch.tensor([1, 10])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(
+            full.denoiser(x, torch.tensor(2.0), label), low.denoiser(x, torch.tensor(2.0), label)
+        )

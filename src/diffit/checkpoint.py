@@ -28,6 +28,7 @@ def load(
     weights: str | None = None,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
+    matrices: torch.dtype | None = None,
 ) -> Model:
     """Read a model from a checkpoint.
 
@@ -38,17 +39,18 @@ def load(
             `ema-power-LENGTH` for any length.
         device: where the model is put.
         dtype: precision of the network; float32 by default.
+        matrices: precision of the large matrices alone, see `diffit.model.matrices_of`.
     """
     if is_hub_folder(Path(path)):
         if weights not in (None, "model"):
             raise CheckpointError(f"{path} has no weights {weights!r}; there are: model")
-        return load_folder(Path(path), device=device, dtype=dtype)
+        return load_folder(Path(path), device=device, dtype=dtype, matrices=matrices)
     folder, name, tensors = _find(Path(path), weights)
     state = read_state(folder)
     config, sampling = _read_settings(folder)
     model = empty_model(config)
     check_shapes(model, {key: t.shape for key, t in tensors.items()}, source=str(folder))
-    fill(model, tensors.items(), device=device, dtype=dtype)
+    fill(model, tensors.items(), device=device, dtype=dtype, matrices=matrices)
     model.sampling = sampling
     file = state["files"].get(f"{name}.safetensors")
     model.provenance = {

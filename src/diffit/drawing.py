@@ -18,6 +18,7 @@ import torch
 
 from diffit.checkpoint import load
 from diffit.errors import DiffitError, UsageError
+from diffit.generation import AUTOCAST
 from diffit.model import Model
 from diffit.samplers import SAMPLERS
 from diffit.samples import Plan, Weights, set_rounding, weights_of
@@ -61,9 +62,9 @@ def draw_in_processes(
 
 def load_models(plan: Plan) -> tuple[Model, Model | None]:
     """The model of a plan, and the reference if it has one."""
-    model = _load(plan.weights, plan.device)
+    model = _load(plan, plan.weights)
     set_rounding(model, plan.codec["rounding"])
-    return model, None if plan.reference is None else _load(plan.reference, plan.device)
+    return model, None if plan.reference is None else _load(plan, plan.reference)
 
 
 @contextlib.contextmanager
@@ -77,8 +78,13 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _load(weights: Weights, device: str) -> Model:
-    model = load(weights.checkpoint, weights=weights.name, device=device)
+def _load(plan: Plan, weights: Weights) -> Model:
+    model = load(
+        weights.checkpoint,
+        weights=weights.name,
+        device=plan.device,
+        matrices=AUTOCAST[plan.sampling.precision],
+    )
     if weights_of(model).hash != weights.hash:
         raise UsageError(f"{weights.checkpoint} has changed while it was in use; start again")
     return model

@@ -12,6 +12,7 @@ from diffit.commands.sample_progress import Whole, bar, follow
 from diffit.distributed import pick_device
 from diffit.drawing import draw_here, draw_in_processes
 from diffit.errors import DataError, UsageError
+from diffit.generation import AUTOCAST
 from diffit.model import Model
 from diffit.products import (
     CHECKSUMS,
@@ -44,10 +45,14 @@ def run(args: Args) -> None:
     """Refuse what cannot work, draw what is missing, check it, put the pictures together."""
     started = time.monotonic()
     device = pick_device(args.device)
-    model = load(args.checkpoint, weights=args.weights or None, device=device)
+    # Autocast would make these of the weights again and again, in twice the memory.
+    matrices = AUTOCAST[args.sampling.precision]
+    model = load(args.checkpoint, weights=args.weights or None, device=device, matrices=matrices)
     if args.rounding is not None:
         set_rounding(model, args.rounding)
-    reference = None if args.reference is None else load(args.reference, device=device)
+    reference = (
+        None if args.reference is None else load(args.reference, device=device, matrices=matrices)
+    )
     plan = make_plan(args, model, reference)
     units = part_of(args.part, plan)
     begin(args.out, plan)

@@ -149,7 +149,11 @@ def verify_folder(folder: Path, content: HubConfig) -> None:
 
 
 def load_folder(
-    folder: Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+    folder: Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    matrices: torch.dtype | None = None,
 ) -> Model:
     """The model in a hub-style folder, its weights verified, read one tensor after the other."""
     content = read_folder(folder)
@@ -160,7 +164,7 @@ def load_folder(
     for shard in shards:
         with safe_open(shard, framework="pt") as file:
             one_by_one = ((key, file.get_tensor(key)) for key in file.keys())  # noqa: SIM118
-            fill(model, one_by_one, device=device, dtype=dtype)
+            fill(model, one_by_one, device=device, dtype=dtype, matrices=matrices)
     model.sampling = content.sampling
     model.provenance = {
         **content.card.provenance,
