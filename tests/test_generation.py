@@ -298,6 +298,41 @@ def test_the_model_recommends_and_the_caller_decides() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("approximation", "largest"),
+    [
+        ({"guidance_every": 2}, 3),
+        ({"guidance_skip": 0.05}, 3),
+        ({"reuse_every": 2}, 20),
+        ({"reuse_every": 3, "reuse_share": 1.0, "guidance_every": 3}, 60),
+    ],
+)
+def test_approximations_stay_near_and_follow_from_the_seed(approximation, largest) -> None:
+    how = SamplingConfig(steps=12, guidance=1.5, guidance_schedule="power-cosine", guidance_power=2)
+    near = SamplingConfig(**{**how.model_dump(), **approximation})
+    assert near.approximate
+    assert near.exact() == how.model_copy(update={"reuse_share": near.reuse_share})
+    assert not how.approximate
+    model = tiny()
+    exact = generate(model, range(11), labels=1, settings=how).int()
+    images = generate(model, range(11), labels=1, settings=near).int()
+    assert 0 < (exact - images).abs().float().mean() < largest
+    assert torch.equal(generate(model, range(3), labels=1, settings=near).int(), images[:3])
+    assert torch.equal(generate(model, range(11), labels=1, settings=how).int(), exact)
+
+
+def test_reusing_the_difference_to_the_reference_costs_less_the_more_steps_there_are() -> None:
+    def cost(steps: int) -> int:
+        full = SamplingConfig(steps=steps, guidance=1.5)
+        drawn = [
+            generate(exact(), range(3), labels=0, settings=settings).int()
+            for settings in (full, full.changed(guidance_every=2))
+        ]
+        return int((drawn[0] - drawn[1]).abs().max())
+
+    assert cost(60) > 1 >= cost(240)
+
+
 @pytest.mark.parametrize("config", [VPConfig(), FlowConfig(), DDPMConfig(learned_variance=False)])
 def test_every_formulation_is_sampled_with_the_defaults(config: FormulationConfig) -> None:
     assert generate(tiny(config), range(2), labels=1, steps=4).shape == (2, 1, 8, 8)

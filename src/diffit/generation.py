@@ -6,6 +6,7 @@ shapes, though, so that equal bytes also need equally many images in every forwa
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from diffit.diffusion.denoiser import Denoise, Estimate, Estimator
 from diffit.diffusion.guidance import guide, guide_estimate, paired, paired_estimate
 from diffit.distributed import double
 from diffit.model import Model
+from diffit.nn.reuse import reused_blocks
 from diffit.samplers import SAMPLERS, ImageNoise
 from diffit.samplers.ddpm import clipped, clipped_estimate
 from diffit.sampling import OPTIONS, SamplingConfig
@@ -171,26 +173,34 @@ def draw(
     denoise: Any = make(model, label, settings, reference)
     if on_step is not None:
         denoise = _watched(denoise, on_step)
-    with torch.autocast(
-        model.device.type, AUTOCAST[settings.precision], enabled=settings.precision != "fp32"
-    ):
+    with _precision(model, settings), _reuse(model, settings):
         x = sampler.run(denoise, x, sigmas, noise=noise, **settings.given(OPTIONS))
     return model.codec.decode(x).cpu()
+
+
+def _precision(model: Model, settings: SamplingConfig) -> AbstractContextManager[Any]:
+    kind = AUTOCAST[settings.precision]
+    return torch.autocast(model.device.type, kind, enabled=kind is not None)
+
+
+def _reuse(model: Model, settings: SamplingConfig) -> AbstractContextManager[Any]:
+    if settings.reuse_every == 1:
+        return nullcontext()
+    blocks: Any = model.network.blocks  # of the contract `Network`
+    return reused_blocks(blocks(), every=settings.reuse_every, share=settings.reuse_share)
 
 
 def _denoise(
     model: Model, label: Tensor | None, settings: SamplingConfig, reference: Model | None
 ) -> Denoise:
     """D with label, guidance and clipping inside."""
-    weight, channels = settings.weight(model.formulation), settings.guidance_channels
+    how: Any = _guidance(model, settings)
     denoise: Denoise = _with_label(model.denoiser, label)
     if settings.guidance != 1 and reference is not None:
         other = _with_label(reference.denoiser, label)
-        denoise = guide(denoise, other, weight=weight, channels=channels)
+        denoise = guide(denoise, other, **how)
     elif settings.guidance != 1 and label is not None:
-        denoise = paired(
-            model.denoiser, label, null=model.classes, weight=weight, channels=channels
-        )
+        denoise = paired(model.denoiser, label, null=model.classes, **how)
     return clipped(denoise) if settings.clip else denoise
 
 
@@ -198,16 +208,22 @@ def _estimator(
     model: Model, label: Tensor | None, settings: SamplingConfig, reference: Model | None
 ) -> Estimator:
     """`_denoise` for a sampler that also asks for the learned variance."""
-    weight, channels = settings.weight(model.formulation), settings.guidance_channels
+    how: Any = _guidance(model, settings)
     estimate: Estimator = _with_label(model.denoiser.estimate, label)
     if settings.guidance != 1 and reference is not None:
         other = _with_label(reference.denoiser, label)
-        estimate = guide_estimate(estimate, other, weight=weight, channels=channels)
+        estimate = guide_estimate(estimate, other, **how)
     elif settings.guidance != 1 and label is not None:
-        estimate = paired_estimate(
-            model.denoiser.estimate, label, null=model.classes, weight=weight, channels=channels
-        )
+        estimate = paired_estimate(model.denoiser.estimate, label, null=model.classes, **how)
     return clipped_estimate(estimate) if settings.clip else estimate
+
+
+def _guidance(model: Model, settings: SamplingConfig) -> dict[str, Any]:
+    return {
+        "weight": settings.weight(model.formulation),
+        "channels": settings.guidance_channels,
+        "every": settings.guidance_every,
+    }
 
 
 def _with_label(function: Callable[..., Any], label: Tensor | None) -> Callable[..., Any]:

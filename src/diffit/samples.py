@@ -35,7 +35,7 @@ from diffit.sampling import SamplingConfig
 FORMAT = "diffit-samples-2"
 RECORD = "samples.json"
 PER_FOLDER = 1000
-FREE = frozenset(("count", "command"))
+FREE = frozenset(("count", "command", "receipt"))
 """What may differ when a folder is continued; the count may only grow."""
 SHOWN = 60
 """Characters of a setting that a message shows."""
@@ -75,6 +75,8 @@ class Plan(Settings):
     count: int
     command: str
     """What was typed."""
+    receipt: dict[str, Any] | None = None
+    """What approximations of the sampling cost and gain, see `diffit.evaluation.receipt`."""
 
     def label(self, i: int) -> int | None:
         """The label of image i."""
@@ -145,7 +147,8 @@ def begin(out: Path, plan: Plan) -> None:
         if before is not None and begun:
             refuse_other(out, before, plan)
         if before is None or not begun or before.count < plan.count:
-            write_plan(out, plan)
+            known = before.receipt if before is not None and begun else None
+            write_plan(out, plan.model_copy(update={"receipt": known}))
 
 
 def write_plan(out: Path, plan: Plan) -> None:

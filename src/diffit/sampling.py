@@ -15,7 +15,7 @@ from torch import Tensor
 
 from diffit.config import Settings, nearest
 from diffit.diffusion.formulation import Formulation
-from diffit.diffusion.guidance import Weight, constant, interval, power_cosine
+from diffit.diffusion.guidance import Weight, constant, interval, power_cosine, unless_near_one
 from diffit.diffusion.schedule import levels
 from diffit.samplers import SAMPLERS
 
@@ -86,6 +86,15 @@ class SamplingConfig(Settings):
     clip: bool = False
     """Keep every estimate of the clean image within [-1, 1]; for pixels alone."""
 
+    guidance_every: int = Field(default=1, ge=1, le=100)
+    """Approximate: evaluate the model without its label at every n-th level alone."""
+    guidance_skip: float = Field(default=0.0, ge=0, le=1)
+    """Approximate: leave guidance out where its weight is no further than this from 1."""
+    reuse_every: int = Field(default=1, ge=1, le=100)
+    """Approximate: compute the middle blocks in every n-th evaluation alone."""
+    reuse_share: float = Field(default=0.5, gt=0, le=1)
+    """How much of the blocks `reuse_every` takes for the middle."""
+
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """bf16 and fp16 compute matrix products in that precision (autocast)."""
     unit: int = Field(default=8, gt=0, le=65_536)
@@ -106,6 +115,16 @@ class SamplingConfig(Settings):
                 )
         self._check_guidance()
         return self
+
+    @property
+    def approximate(self) -> bool:
+        """Whether exactness is given up for speed."""
+        return self != self.exact()
+
+    def exact(self) -> "SamplingConfig":
+        """These settings without approximations."""
+        same = {"guidance_every": 1, "guidance_skip": 0.0, "reuse_every": 1}
+        return self.model_copy(update=same)
 
     def given(self, names: Sequence[str]) -> dict[str, Any]:
         """Those of the named settings that are not None."""
@@ -137,6 +156,10 @@ class SamplingConfig(Settings):
 
     def weight(self, formulation: Formulation) -> Weight:
         """The guidance weight as a function of sigma."""
+        weight = self._weight(formulation)
+        return unless_near_one(weight, self.guidance_skip) if self.guidance_skip else weight
+
+    def _weight(self, formulation: Formulation) -> Weight:
         match self.guidance_schedule:
             case "power-cosine":
                 power = 4.0 if self.guidance_power is None else self.guidance_power

@@ -638,3 +638,25 @@ def test_an_unknown_protocol_is_refused(
 ) -> None:
     assert sample(checkpoint, tmp_path / "x", "--protocol", "official") == 2
     assert "did you mean 'official-" in capsys.readouterr().err
+
+
+def test_an_approximate_run_carries_its_receipt(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "x"
+    options = ["--reuse-every", "2", "--guidance-every", "2"]
+    assert sample(checkpoint, out, "--count", "5", *options) == 0
+    assert "times as fast; over 16 seeds pixels differ by" in capsys.readouterr().out
+    receipt = json.loads((out / "samples.json").read_text())["receipt"]
+    assert receipt["pairs"] == 16
+    assert receipt["rms"] > 0
+    assert receipt["features"] == "digits-cnn"
+    assert sample(checkpoint, out, "--count", "9", *options, "--processes", "2") == 0
+    assert "times as fast" not in capsys.readouterr().out
+    assert json.loads((out / "samples.json").read_text())["receipt"] == receipt
+    assert sample(checkpoint, out, "--count", "9") == 2
+    assert "was begun with guidance_every 2, not 1" in capsys.readouterr().err
+
+
+def test_an_exact_run_carries_none(whole: Path) -> None:
+    assert "receipt" not in json.loads((whole / "samples.json").read_text())

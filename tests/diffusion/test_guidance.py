@@ -18,6 +18,7 @@ from diffit.diffusion.guidance import (
     paired,
     paired_estimate,
     power_cosine,
+    unless_near_one,
 )
 
 SIGMA = torch.tensor(2.0, dtype=torch.float64)
@@ -142,3 +143,47 @@ def test_guided_noise_is_that_of_the_references(family, file, source, key):
     noise = (x - clean) / sigma.reshape(-1, 1, 1, 1)
     found = torch.cat([noise, 2 * fraction - 1], 1).float()
     torch.testing.assert_close(found, tensors[key][:2], atol=2e-5, rtol=1e-5)
+
+
+def counted(answer):
+    calls = []
+
+    def denoise(x, sigma, *label):
+        calls.append(float(sigma))
+        return answer(x)
+
+    return denoise, calls
+
+
+def test_a_reference_that_is_asked_at_every_third_level_keeps_its_difference() -> None:
+    main, _ = counted(lambda x: 2 * x)
+    reference, asked = counted(lambda x: x - 1)
+    denoise = guide(main, reference, weight=constant(3.0), every=3)
+    levels = torch.tensor([9.0, 8.0, 7.0, 6.0], dtype=torch.float64)
+    x = torch.tensor([[1.0], [5.0], [2.0], [4.0]], dtype=torch.float64)
+    answers = [denoise(x[i : i + 1], levels[i]).item() for i in range(4)]
+    # main + 2 (main - reference): the difference is 2 at x = 1, and 5 at x = 4
+    assert answers == [2 + 4, 10 + 4, 4 + 4, 8 + 10]
+    assert asked == [9.0, 6.0]
+
+
+def test_paired_guidance_doubles_the_batch_at_every_second_level_alone() -> None:
+    rows = []
+
+    def denoise(x, sigma, label):
+        rows.append(len(x))
+        return x + label[:, None]
+
+    guided = paired(denoise, torch.tensor([0, 1]), null=4, weight=constant(2.0), every=2)
+    x = torch.zeros(2, 1, dtype=torch.float64)
+    first = guided(x, torch.tensor(2.0))
+    second = guided(x + 10, torch.tensor(1.0))
+    assert rows == [4, 2]
+    # label - 4 is the difference: label + 1 (label - 4)
+    assert first.flatten().tolist() == [-4, -2]
+    assert second.flatten().tolist() == [6, 8]
+
+
+def test_weights_near_one_are_one() -> None:
+    weight = unless_near_one(lambda sigma: 1 + sigma, 0.125)
+    assert weight(torch.tensor([-0.0625, 0.125, 0.25])).tolist() == [1, 1, 1.25]

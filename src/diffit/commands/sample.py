@@ -10,8 +10,9 @@ from diffit.claims import turn
 from diffit.commands.sample_arguments import Args, make_plan, part_of, read
 from diffit.commands.sample_progress import Whole, bar, follow
 from diffit.distributed import pick_device
-from diffit.drawing import draw_here, draw_in_processes
+from diffit.drawing import draw_here, draw_in_processes, threads
 from diffit.errors import DataError, UsageError
+from diffit.evaluation.receipt import measure
 from diffit.generation import AUTOCAST
 from diffit.model import Model
 from diffit.products import (
@@ -27,8 +28,10 @@ from diffit.samples import (
     Plan,
     begin,
     partial_path,
+    read_plan,
     set_rounding,
     write_here,
+    write_plan,
 )
 from diffit.training.console import duration
 from diffit.trajectory import picture, record
@@ -39,6 +42,9 @@ __all__ = ["Args", "read", "run"]
 
 IMAGES_IN_PATH = 4
 """How many images `--trajectory` follows."""
+
+PAIRS = 16
+"""Images that are drawn exactly as well, to measure approximations by."""
 
 
 def run(args: Args) -> None:
@@ -59,6 +65,7 @@ def run(args: Args) -> None:
     sweep(args.out, plan)
     print(describe(args, plan, missing(args.out, plan, units)))
     try:
+        write_receipt(args.out, (model, reference))
         complete(args, plan, units, (model, reference))
         left = count_images(plan, missing(args.out, plan, plan.units()))
         if not left and len(units) < len(plan.units()):
@@ -100,6 +107,26 @@ def describe(args: Args, plan: Plan, todo: Sequence[int]) -> str:
         f"{args.checkpoint} ({plan.weights.name}): {plan.count} images{part}, "
         f"{how.sampler} in {how.steps} step{'s' * (how.steps > 1)}{guided}{again}"
     )
+
+
+def write_receipt(out: Path, models: tuple[Model, Model | None]) -> None:
+    """Measure what approximations do, once for a folder, and note it in `samples.json`."""
+    with turn(out / "units" / "receipt.claim"):
+        plan = read_plan(out)
+        if plan is None or plan.receipt is not None or not plan.sampling.approximate:
+            return
+        pairs = range(plan.seed, plan.seed + PAIRS)
+        with threads(plan.threads):
+            receipt = measure(
+                models[0],
+                pairs,
+                labels=[plan.label(i) for i in range(PAIRS)],
+                settings=plan.sampling,
+                reference=models[1],
+                follow=follow("receipt"),
+            )
+        write_plan(out, plan.model_copy(update={"receipt": receipt.model_dump(mode="json")}))
+    print(receipt.sentence())
 
 
 def complete(args: Args, plan: Plan, units: range, models: tuple[Model, Model | None]) -> None:

@@ -277,7 +277,11 @@ def from_windows(windows: Tensor, grid: tuple[int, int], window: tuple[int, int]
 
 
 def run(block: nn.Module, *inputs: Any, checkpointed: bool) -> Tensor:
-    """block(*inputs); when checkpointed, its activations are redone in the backward pass."""
+    """block(*inputs); when checkpointed, its activations are redone in the backward pass.
+
+    A block with a ``stand_in`` is replaced by that, see `diffit.nn.reuse`.
+    """
+    block = getattr(block, "stand_in", None) or block
     if checkpointed and torch.is_grad_enabled():
         # Blocks draw no random numbers (dropout is a function of keys): no state to keep.
         result: Tensor = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
