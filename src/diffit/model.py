@@ -37,6 +37,12 @@ class ModelConfig(Settings):
                 f"model.class_names has {len(self.class_names)} names, but model.network.classes "
                 f"is {self.network.classes}"
             )
+        channels = getattr(self.codec, "channels", None)
+        if channels not in (None, self.network.channels):
+            raise ValueError(
+                f"model.network.channels is {self.network.channels}, but the latents of "
+                f"{getattr(self.codec, 'path', 'the codec')} have {channels}; they must agree"
+            )
         learned = getattr(self.formulation, "learned_variance", False)
         if learned != self.network.learned_variance:
             raise ValueError(
