@@ -40,13 +40,18 @@ def pair(size: int | tuple[int, int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else size
 
 
-def check_column(size: tuple[int, int], patch: int, width: int, heads: int) -> None:
-    """ValueError unless patches tile the image and the width suits heads and position table."""
+def check_tokens(size: tuple[int, int], patch: int, width: int, heads: int) -> None:
+    """ValueError unless patches tile the image and the heads divide the width."""
     height, across = size
     if height % patch or across % patch:
         raise ValueError(f"size {height} x {across} is no multiple of patch {patch}")
     if width % heads:
         raise ValueError(f"width {width} is no multiple of heads {heads}")
+
+
+def check_column(size: tuple[int, int], patch: int, width: int, heads: int) -> None:
+    """`check_tokens`, and ValueError unless the width suits the fixed position table."""
+    check_tokens(size, patch, width, heads)
     if width % 4:
         raise ValueError(f"width {width} is no multiple of 4, as the position table needs")
 

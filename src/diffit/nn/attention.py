@@ -186,6 +186,21 @@ class RelativeBias(nn.Module):
         return _cache.get(self, dtype)
 
 
+def gather_bias_among(table: Tensor, grid: tuple[int, int], places: Tensor) -> Tensor:
+    """(T, heads) table to the (B, heads, n, n) bias between the cells ``places`` of each image.
+
+    Args:
+        table: T = (2h-1)(2w-1) displacements, as in `RelativeBias`.
+        grid: (h, w).
+        places: (B, n) int64, row-major numbers of cells.
+    """
+    h, w = grid
+    row, column = places // w, places % w
+    down = row[:, :, None] - row[:, None] + h - 1
+    across = column[:, :, None] - column[:, None] + w - 1
+    return F.embedding(down * (2 * w - 1) + across, table).permute(0, 3, 1, 2)
+
+
 def gather_bias(table: Tensor, grid: tuple[int, int]) -> Tensor:
     """(..., (2h-1)(2w-1), heads) table to the (..., heads, N, N) bias, N = h w.
 
@@ -295,21 +310,42 @@ class SelfAttention(nn.Module):
     Args:
         width: channels C of a token; a multiple of ``heads``.
         heads: number of attention heads.
+        qkv_bias: learned biases of queries, keys and values.
+        extra: how many of the first tokens stand for no place of the image, such as a class token.
     """
 
-    def __init__(self, width: int, *, heads: int) -> None:
+    def __init__(self, width: int, *, heads: int, qkv_bias: bool = True, extra: int = 0) -> None:
         super().__init__()
         check_heads(width, heads)
         self.heads = heads
+        self.extra = extra
         self.on_map: OnMap | None = None
-        self.qkv = Linear(width, 3 * width)
+        self.qkv = Linear(width, 3 * width, bias=qkv_bias)
         self.out = Linear(width, width)
 
-    def forward(self, tokens: Tensor, time: Tensor | None = None) -> Tensor:
-        """(B, N, C) to (B, N, C); ``time`` is ignored, so that any block may hold this layer."""
+    def forward(
+        self, tokens: Tensor, time: Tensor | None = None, bias: Tensor | None = None
+    ) -> Tensor:
+        """Attend.
+
+        Args:
+            tokens: (B, N, C).
+            time: ignored, so that any block may hold this layer.
+            bias: added to the scores, as `attend` takes it; None for none.
+
+        Returns:
+            (B, N, C).
+        """
         q, k, v = split_heads(self.qkv(tokens), self.heads)
-        mixed: Tensor = self.out(join_heads(attend(q, k, v, on_map=self.on_map)))
+        record = self._record if self.on_map is not None else None
+        mixed: Tensor = self.out(join_heads(attend(q, k, v, bias, on_map=record)))
         return mixed
+
+    def _record(self, weights: Tensor) -> None:
+        """Hand on the weights among places, of which each row is scaled to a sum of 1."""
+        if self.on_map is not None:
+            among = weights[:, :, self.extra :, self.extra :]
+            self.on_map(among / among.sum(-1, keepdim=True) if self.extra else weights)
 
 
 def check_heads(width: int, heads: int) -> None:
@@ -331,7 +367,8 @@ def record_attention(
     Yields:
         A dictionary that each forward pass fills with (B, heads, N, N) float32 weights, row i the
         attention paid by token i. N counts the whole grid, row-major; outside the window of a
-        token its weights are 0. Recorded layers use the explicit form of attention.
+        token its weights are 0. Attention to tokens that stand for no place (a class, a noise
+        level) is left out, and the rest scaled to a sum of 1. Recorded layers use the explicit form of attention.
     """
     maps: dict[str, Tensor] = {}
     layers = {n: m for n, m in network.named_modules() if hasattr(m, "on_map")}

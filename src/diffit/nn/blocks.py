@@ -24,7 +24,7 @@ MLPKind = Literal["gelu", "swiglu"]
 
 
 class MLP(nn.Module):
-    """Linear, GELU in its tanh form, Linear (paper, Eq. 8 and Section H.2).
+    """Linear, GELU, Linear (paper, Eq. 8 and Section H.2).
 
     Args:
         width: channels C of a token.
@@ -32,12 +32,20 @@ class MLP(nn.Module):
         time_width: channels T of a time token that is added to the hidden units (Table 6, G);
             0 for none.
         dropout: probability of dropout on the hidden units.
+        exact: GELU by the error function, as U-ViT has it, not in its tanh form.
     """
 
     def __init__(
-        self, width: int, hidden: int, *, time_width: int = 0, dropout: float = 0.0
+        self,
+        width: int,
+        hidden: int,
+        *,
+        time_width: int = 0,
+        dropout: float = 0.0,
+        exact: bool = False,
     ) -> None:
         super().__init__()
+        self.exact = exact
         self.up = Linear(width, hidden)
         self.up_time = Linear(time_width, hidden) if time_width else None
         self.dropout = Dropout(dropout)
@@ -50,7 +58,8 @@ class MLP(nn.Module):
         hidden = self.up(tokens)
         if self.up_time is not None:
             hidden = hidden + _over(self.up_time(time), hidden)
-        hidden = self.dropout(gelu(hidden, overwrite=True), keys)
+        hidden = F.gelu(hidden) if self.exact else gelu(hidden, overwrite=True)
+        hidden = self.dropout(hidden, keys)
         out: Tensor = self.down(hidden)
         return out
 
@@ -169,12 +178,29 @@ class AdaptiveBlock(nn.Module):
         self.mlp = MLP(width, hidden, dropout=within)
         self.dropout2 = Dropout(after)
 
-    def forward(self, tokens: Tensor, time: Tensor, keys: Tensor | None = None) -> Tensor:
-        """(B, ..., C) tokens, (B, T) condition and (B,) dropout keys to (B, ..., C)."""
+    def forward(
+        self,
+        tokens: Tensor,
+        time: Tensor,
+        keys: Tensor | None = None,
+        bias: Tensor | None = None,
+    ) -> Tensor:
+        """Transform tokens.
+
+        Args:
+            tokens: (B, ..., C).
+            time: (B, T) condition.
+            keys: (B,) dropout keys; None for no dropout.
+            bias: position bias for `SelfAttention`; None for none.
+
+        Returns:
+            The shape of ``tokens``.
+        """
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(F.silu(time)).chunk(
             6, dim=-1
         )
-        branch = self.attention(self.norm1(tokens, shift1, scale1), time)
+        more = () if bias is None else (bias,)
+        branch = self.attention(self.norm1(tokens, shift1, scale1), time, *more)
         tokens = torch.addcmul(tokens, _over(gate1, tokens), self.dropout1(branch, keys))
         branch = self.mlp(self.norm2(tokens, shift2, scale2), None, keys)
         return torch.addcmul(tokens, _over(gate2, tokens), self.dropout2(branch, keys))

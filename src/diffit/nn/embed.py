@@ -85,6 +85,7 @@ class TimeEmbedding(nn.Module):
         width: channels T of the time token.
         features: channels M of the fixed features; even, except for the kind ``"dit"``.
         kind: ``"dit"``, ``"positional"`` or ``"fourier"``.
+        hidden: units between the two layers; None for ``width``.
         final_silu: end with a SiLU, as EDM's networks do.
     """
 
@@ -94,6 +95,7 @@ class TimeEmbedding(nn.Module):
         *,
         features: int,
         kind: TimeFeatures,
+        hidden: int | None = None,
         final_silu: bool = False,
     ) -> None:
         super().__init__()
@@ -102,8 +104,8 @@ class TimeEmbedding(nn.Module):
         self.features = features
         self.kind = kind
         self.fourier = Fourier(features) if kind == "fourier" else None
-        self.hidden = Linear(features, width)
-        self.out = Linear(width, width)
+        self.hidden = Linear(features, hidden or width)
+        self.out = Linear(hidden or width, width)
         self.final_silu = final_silu
 
     def forward(self, time: Tensor, extra: Tensor | None = None) -> Tensor:

@@ -1,0 +1,227 @@
+"""U-ViT: noise level and class are tokens like the patches, and long skips join the two halves.
+
+Bao et al., "All are Worth Words", arXiv:2209.12152, Section 3 and Figure 1.
+"""
+
+from collections.abc import Iterable
+from typing import Literal, Self
+
+import torch
+from pydantic import model_validator
+from torch import Tensor, nn
+
+from diffit.config import Settings
+from diffit.networks.shared import (
+    Classes,
+    Depth,
+    Probability,
+    Ratio,
+    Side,
+    Width,
+    check_hidden,
+    check_inputs,
+    check_tokens,
+    check_unlabelled,
+    pair,
+)
+from diffit.nn.attention import SelfAttention
+from diffit.nn.blocks import MLP, DropoutAt, run
+from diffit.nn.dropout import Dropout, number_dropouts
+from diffit.nn.embed import LabelEmbedding, TimeEmbedding, dit_features, patchify, unpatchify
+from diffit.nn.linear import Linear
+
+
+class UViTConfig(Settings):
+    """Shape of a U-ViT; the defaults are L/2 for 256 x 256 images.
+
+    Sizes of the paper, as (depth, width, heads): S (13, 512, 8), S-deep (17, 512, 8),
+    M (17, 768, 12), L (21, 1024, 16), H (29, 1152, 16).
+    """
+
+    name: Literal["uvit"] = "uvit"
+    """Kind of the network."""
+    size: Side | tuple[Side, Side] = 32
+    """Height and width of the image or latent."""
+    channels: Width = 4
+    """Channels of the image (3 for colour) or latent (4 for the Stable Diffusion autoencoder)."""
+    classes: Classes = 0
+    """Number of labels; 0 makes the network unconditional."""
+    patch: Side = 2
+    """Side of a patch, in pixels of the input."""
+    depth: Depth = 21
+    """Number of blocks, odd: as many before the middle one as after it."""
+    width: Width = 1024
+    """Channels of a token."""
+    heads: Width = 16
+    """Attention heads."""
+    mlp_ratio: Ratio = 4.0
+    """Hidden units of the MLP, as a multiple of the width."""
+    qkv_bias: bool = False
+    """Learned biases of queries, keys and values."""
+    time_mlp: bool = False
+    """Two layers between the noise level's sines and its token, which else are the same."""
+    skip: bool = True
+    """Long skip connections, concatenated and reduced before each block of the second half."""
+    conv: bool = True
+    """A last 3x3 convolution, against seams between patches; the published H has none."""
+    learned_variance: bool = False
+    """Predict a variance beside each channel."""
+    dropout: Probability = 0.0
+    """Probability of dropout in training."""
+    dropout_at: DropoutAt = "hidden"
+    """Where dropout acts: on the MLP's hidden units, or on the residual branches."""
+    null_class: bool = True
+    """Learn a vector for "no class", which guidance needs."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the network's input."""
+        return (self.channels, *pair(self.size))
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns) of the grid of patches."""
+        height, width = pair(self.size)
+        return height // self.patch, width // self.patch
+
+    @property
+    def extra(self) -> int:
+        """Tokens before those of the patches: the class if there are any, and the noise level."""
+        return 2 if self.classes else 1
+
+    @model_validator(mode="after")
+    def check(self) -> Self:
+        check_tokens(pair(self.size), self.patch, self.width, self.heads)
+        check_hidden([self.width], self.mlp_ratio)
+        if self.depth % 2 == 0:
+            raise ValueError(f"depth {self.depth} is even; a U-ViT has one block in the middle")
+        return self
+
+
+class UViTBlock(nn.Module):
+    """x + attention(norm(x)), then x + MLP(norm(x)), of x joined with a long skip if there is one.
+
+    Args:
+        config: settings of the network.
+        skip: whether it takes a skip.
+    """
+
+    def __init__(self, config: UViTConfig, *, skip: bool) -> None:
+        super().__init__()
+        width, dropout = config.width, config.dropout
+        within, after = (dropout, 0.0) if config.dropout_at == "hidden" else (0.0, dropout)
+        self.skip = Linear(2 * width, width) if skip else None
+        # Norms with PyTorch's eps, 1e-5: unlike DiT's, those of this lineage left it as it was.
+        self.norm1 = nn.LayerNorm(width)
+        self.attention = SelfAttention(
+            width, heads=config.heads, qkv_bias=config.qkv_bias, extra=config.extra
+        )
+        self.dropout1 = Dropout(after)
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = MLP(width, round(width * config.mlp_ratio), dropout=within, exact=True)
+        self.dropout2 = Dropout(after)
+
+    def forward(self, tokens: Tensor, skip: Tensor | None, keys: Tensor | None = None) -> Tensor:
+        """(B, N, C) tokens, as many of a skip or None, and (B,) dropout keys to (B, N, C)."""
+        if self.skip is not None:
+            tokens = self.skip(torch.cat([tokens, skip], dim=-1))
+        tokens = tokens + self.dropout1(self.attention(self.norm1(tokens)), keys)
+        mixed: Tensor = tokens + self.dropout2(self.mlp(self.norm2(tokens), None, keys), keys)
+        return mixed
+
+
+class UViT(nn.Module):
+    """F(x, time, label): tokens of class, noise level and patches; blocks with long skips."""
+
+    def __init__(self, config: UViTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.activation_checkpointing = False
+        width, outputs = config.width, config.channels * (2 if config.learned_variance else 1)
+        self.patch = Linear(config.channels * config.patch**2, width)
+        cells = config.grid[0] * config.grid[1]
+        self.position = nn.Parameter(torch.empty(config.extra + cells, width))
+        self.time = (
+            TimeEmbedding(width, features=width, hidden=4 * width, kind="dit")
+            if config.time_mlp
+            else None
+        )
+        self.label = (
+            LabelEmbedding(config.classes, width, null=config.null_class)
+            if config.classes
+            else None
+        )
+        half = config.depth // 2
+        self.down = nn.ModuleList(UViTBlock(config, skip=False) for _ in range(half))
+        self.middle = UViTBlock(config, skip=False)
+        self.up = nn.ModuleList(UViTBlock(config, skip=config.skip) for _ in range(half))
+        self.norm = nn.LayerNorm(width)
+        self.head = Linear(width, outputs * config.patch**2)
+        self.conv = nn.Conv2d(outputs, outputs, 3, padding=1) if config.conv else nn.Identity()
+        number_dropouts(self)
+        self._initialise()
+
+    def forward(
+        self,
+        x: Tensor,
+        time: Tensor,
+        label: Tensor | None = None,
+        image: Tensor | None = None,
+        *,
+        augment: Tensor | None = None,
+        keys: Tensor | None = None,
+    ) -> Tensor:
+        """Predict from a noisy image or latent.
+
+        Args:
+            x: (B, C, H, W).
+            time: (B,) noise level, as the formulation counts it.
+            label: (B,) class, ``classes`` or None for no class.
+            image, augment: not taken by this network.
+            keys: (B,) dropout keys; None for no dropout.
+
+        Returns:
+            (B, C, H, W), or (B, 2 C, H, W) with a learned variance.
+        """
+        check_inputs(self.config.shape, x, image, augment)
+        patches = self.patch(patchify(x, self.config.patch))
+        conditions = [row[:, None].to(patches.dtype) for row in self._conditions(time, label)]
+        tokens = torch.cat([*conditions, patches], dim=1) + self.position
+        skips = []
+        for block in self.down:
+            tokens = self._run(block, tokens, None, keys)
+            skips.append(tokens)
+        tokens = self._run(self.middle, tokens, None, keys)
+        for block in self.up:
+            tokens = self._run(block, tokens, skips.pop(), keys)
+        tokens = self.head(self.norm(tokens)[:, self.config.extra :])
+        out: Tensor = self.conv(unpatchify(tokens, self.config.grid, self.config.patch))
+        return out
+
+    def blocks(self) -> Iterable[nn.Module]:
+        """The transformer blocks, in order."""
+        yield from self.down
+        yield self.middle
+        yield from self.up
+
+    def _run(
+        self, block: nn.Module, tokens: Tensor, skip: Tensor | None, keys: Tensor | None
+    ) -> Tensor:
+        return run(block, tokens, skip, keys, checkpointed=self.activation_checkpointing)
+
+    def _conditions(self, time: Tensor, label: Tensor | None) -> list[Tensor]:
+        """(B, D) of the class, if there are classes, and of the noise level, in this order."""
+        level = dit_features(time, self.config.width) if self.time is None else self.time(time)
+        if self.label is None:
+            check_unlabelled(label)
+            return [level]
+        return [self.label(label, len(time)), level]
+
+    def _initialise(self) -> None:
+        """Normal weights of standard deviation 0.02; patches and convolution keep PyTorch's."""
+        nn.init.trunc_normal_(self.position, std=0.02)
+        for layer in self.modules():
+            if isinstance(layer, nn.Linear) and layer is not self.patch:
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
