@@ -74,7 +74,9 @@ def record(
             # Some solvers ask twice at a level; the second answer is about where they end up.
             estimates[sigma] = model.codec.decode(clean).cpu()
             attention[sigma] = {
-                name: centre(maps[name][: len(seeds)], model.shape[1:]).cpu() for name in names
+                name: centre(maps[name][: len(seeds)], model.shape[1:]).cpu()
+                for name in names
+                if name in maps  # some layers act in training alone
             }
 
         label = label_tensor(model, labels, len(seeds))
@@ -84,7 +86,9 @@ def record(
         sigmas=tuple(sigmas),
         estimates=torch.stack([estimates[sigma] for sigma in sigmas]),
         images=images,
-        attention={name: torch.stack([attention[s][name] for s in sigmas]) for name in names},
+        attention={
+            name: torch.stack([attention[s][name] for s in sigmas]) for name in attention[sigmas[0]]
+        },
     )
 
 

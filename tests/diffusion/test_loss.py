@@ -215,3 +215,25 @@ def test_weighted_loss_does_not_depend_on_what_is_predicted(name, weight):
     of_clean = {"min-snr": snr.clamp(max=5), "p2": snr / (1 + snr)}[weight]
     torch.testing.assert_close(loss.total, of_clean * error**2)
     assert not math.isnan(loss.mse.sum())
+
+
+def test_masked_training_adds_the_loss_of_a_second_pass():
+    class Half(nn.Module):
+        """Predicts x, or the half of it where something is hidden."""
+
+        def forward(self, x, time, label=None, image=None, *, augment, keys, seen=None):
+            return x if seen is None else x * seen.float().mean(1)[:, None, None, None]
+
+    torch.manual_seed(0)
+    row = build_formulation(DDPMConfig(learned_variance=False))
+    clean, noise = torch.randn(2, 2, 3, 4, 4)
+    sigma = torch.tensor([0.5, 2.0], dtype=torch.float64)
+    seen = torch.tensor([[True, False], [True, True]])
+    full = denoising_loss(Denoiser(Half(), row), clean, noise, sigma)
+    both = denoising_loss(Denoiser(Half(), row), clean, noise, sigma, seen=seen)
+    scaled = (clean + sigma.float()[:, None, None, None] * noise) * (1 + sigma**2).rsqrt()[
+        :, None, None, None
+    ].float()
+    second = ((scaled * torch.tensor([0.5, 1.0])[:, None, None, None] - noise) ** 2).mean((1, 2, 3))
+    assert torch.equal(both.mse, full.mse)
+    torch.testing.assert_close(both.total, full.total + second)

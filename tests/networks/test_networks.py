@@ -18,7 +18,13 @@ SMALL = {
     "diffit": {"size": 8, "channels": 3, "widths": (16, 32), "blocks": (1, 2), "time_width": 16},
     "latent-diffit": {"size": 8, "width": 32, "depth": 2, "heads": 4},
     "dit": {"size": 8, "width": 32, "depth": 2, "heads": 4},
+    "uvit": {"size": 8, "width": 32, "depth": 3, "heads": 4, "time_mlp": True, "qkv_bias": True},
+    "mdt": {"size": 8, "width": 32, "depth": 3, "decoder": 1, "heads": 4},
 }
+BLOCKS = {"diffit": 4, "uvit": 3, "mdt": 4}
+"""How many blocks the small ones have, if not 2."""
+TRAINED_ALONE = {"mdt": 1}
+"""How many of them act in masked training alone."""
 ABLATIONS = ["qkv", "bias", "mlp", "separate", "norm"]
 
 
@@ -36,12 +42,22 @@ def randomised(config, seed=0):
     return network
 
 
+def masked(network, batch=3):
+    """The keywords of masked training, for networks that have it."""
+    if not hasattr(network, "choose_seen"):
+        return {}
+    share, noise = torch.rand(batch), torch.rand(batch, network.config.tokens)
+    return {"seen": network.choose_seen(share, noise)}
+
+
 def inputs(config, batch=3):
     torch.manual_seed(1)
     return torch.randn(batch, *config.shape), torch.rand(batch) * 4, torch.tensor([0, 1, 2][:batch])
 
 
 each = pytest.mark.parametrize("name", NETWORKS)
+EMBEDDING = [n for n, (config, _) in NETWORKS.items() if "time_embedding" in config.model_fields]
+"""Those that turn the time into features of a chosen kind."""
 
 
 @each
@@ -104,7 +120,7 @@ def test_blocks_hold_most_of_the_weights(name):
     network = build_network(small(name))
     inside = sum(p.numel() for block in network.blocks() for p in block.parameters())
     assert inside > 0.6 * count_parameters(network)
-    assert len(list(network.blocks())) == {"diffit": 4}.get(name, 2)
+    assert len(list(network.blocks())) == BLOCKS.get(name, 2)
 
 
 @each
@@ -151,10 +167,10 @@ def test_dropout_follows_the_keys(name, at):
 def test_activation_checkpointing_changes_no_gradient(name):
     config = small(name, dropout=0.3)
     network, (x, time, label) = randomised(config), inputs(config)
-    gradients = []
+    extra, gradients = masked(network), []
     for flag in (False, True):
         network.activation_checkpointing = flag
-        out = network(x, time, label, keys=torch.arange(3))
+        out = network(x, time, label, keys=torch.arange(3), **extra)
         gradients.append(torch.autograd.grad(out.square().sum(), list(network.parameters())))
     for plain, redone in zip(*gradients, strict=True):
         assert torch.equal(plain, redone)
@@ -164,9 +180,10 @@ def test_activation_checkpointing_changes_no_gradient(name):
 def test_bfloat16_autocast_trains(name):
     config = small(name)
     network, (x, time, label) = randomised(config), inputs(config)
+    extra = masked(network)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        out = network(x, time, label)
-    expected = network(x, time, label)
+        out = network(x, time, label, **extra)
+    expected = network(x, time, label, **extra)
     assert (out.float() - expected).norm() < 0.05 * expected.norm()
     out.float().square().mean().backward()
     assert all(p.grad.isfinite().all() for p in network.parameters())
@@ -188,7 +205,7 @@ def test_recorded_attention_leaves_the_output(name):
     with torch.no_grad(), record_attention(network) as maps:
         explicit = network(x, time, label)
     torch.testing.assert_close(explicit, network(x, time, label), atol=1e-5, rtol=1e-4)
-    assert len(maps) == len(list(network.blocks()))
+    assert len(maps) == BLOCKS.get(name, 2) - TRAINED_ALONE.get(name, 0)
     for weights in maps.values():
         torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]))
 
@@ -211,7 +228,7 @@ def test_inference_sees_weights_that_were_trained_in_between(name):
 def test_every_weight_gets_a_gradient(name):
     config = small(name)
     network, (x, time, label) = randomised(config), inputs(config)
-    network(x, time, label).square().sum().backward()
+    network(x, time, label, **masked(network)).square().sum().backward()
     assert not [n for n, p in network.named_parameters() if p.grad is None or not p.grad.any()]
 
 
@@ -228,7 +245,7 @@ def test_ablations_are_networks_of_their_own(name):
             assert not torch.allclose(first, second, atol=1e-3)
 
 
-@each
+@pytest.mark.parametrize("name", EMBEDDING)
 @pytest.mark.parametrize("kind", ["dit", "positional", "fourier"])
 def test_every_time_embedding_runs(name, kind):
     config = small(name, time_embedding=kind)
@@ -237,7 +254,7 @@ def test_every_time_embedding_runs(name, kind):
 
 
 def test_untrained_latent_networks_predict_zero():
-    for name in ("latent-diffit", "dit"):
+    for name in ("latent-diffit", "dit", "mdt"):
         config = small(name)
         assert not build_network(config)(*inputs(config)).any()
 
@@ -285,6 +302,11 @@ def test_a_configuration_survives_its_own_text():
 
 
 REFUSED = [
+    ("uvit", {"depth": 4}, "depth 4 is even; a U-ViT has one block in the middle"),
+    ("uvit", {"width": 30}, "width 30 is no multiple of heads 4"),
+    ("mdt", {"depth": 4}, "depth 4 without decoder 1 must be an even number of blocks"),
+    ("mdt", {"decoder": 3}, "depth 3 without decoder 3 must be"),
+    ("mdt", {"mask_ratio": 0.9}, "may leave none of the 16 patches; lower them"),
     ("latent-diffit", {"size": 9}, "size 9 x 9 is no multiple of patch 2"),
     ("dit", {"width": 30}, "width 30 is no multiple of heads 4"),
     ("dit", {"width": 6, "heads": 1}, "width 6 is no multiple of 4"),

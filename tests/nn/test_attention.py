@@ -11,6 +11,7 @@ from diffit.nn.attention import (
     attend,
     attention_form,
     gather_bias,
+    gather_bias_among,
     merge,
     partition,
     record_attention,
@@ -215,3 +216,40 @@ def test_the_bias_gradient_of_many_bfloat16_windows_is_summed_in_float32():
     bias = torch.zeros(1, 2, 2, dtype=torch.bfloat16, requires_grad=True)
     attend(q, k, v, bias).sum().backward()
     assert bias.grad[0].tolist() == [[2048.0, -2048.0]] * 2
+
+
+def test_bias_among_some_cells_is_that_of_the_grid():
+    torch.manual_seed(0)
+    table = torch.randn(5 * 7, 2, requires_grad=True)
+    whole = gather_bias(table, (3, 4))
+    places = torch.tensor([[0, 5, 11, 3], [7, 7, 2, 0]])
+    among = gather_bias_among(table, (3, 4), places)
+    assert among.shape == (2, 2, 4, 4)
+    for one, cells in zip(among, places, strict=True):
+        assert torch.equal(one, whole[:, cells][:, :, cells])
+    (gradient,) = torch.autograd.grad(among.sum(), table)
+    assert gradient.sum() == among.numel()
+
+
+def test_a_bias_from_outside_is_added_to_the_scores():
+    torch.manual_seed(0)
+    layer, tokens = SelfAttention(8, heads=2), torch.randn(2, 3, 8)
+    shut = torch.zeros(2, 3, 3)
+    shut[:, :, 1:] = float("-inf")  # all attend to the first token alone
+    value = layer.qkv(tokens)[:, :1, 16:]
+    torch.testing.assert_close(layer(tokens, None, shut), layer.out(value).expand(-1, 3, -1))
+
+
+def test_tokens_of_no_place_are_left_out_of_the_record():
+    torch.manual_seed(0)
+    layer, tokens = SelfAttention(8, heads=2, extra=1), torch.randn(2, 5, 8)
+    twin = SelfAttention(8, heads=2)
+    twin.load_state_dict(layer.state_dict())
+    with record_attention(layer) as maps, record_attention(twin) as whole:
+        assert torch.equal(layer(tokens), twin(tokens))
+    among = whole[""][:, :, 1:, 1:]
+    torch.testing.assert_close(maps[""], among / among.sum(-1, keepdim=True))
+
+
+def test_queries_keys_and_values_need_no_bias():
+    assert SelfAttention(8, heads=2, qkv_bias=False).qkv.bias is None

@@ -28,6 +28,11 @@ def test_mlp_has_the_tanh_form_of_gelu():
     torch.testing.assert_close(mlp(x), expected)
 
 
+def test_mlp_may_have_the_exact_gelu():
+    mlp, x = MLP(4, 8, exact=True), torch.randn(2, 3, 4)
+    torch.testing.assert_close(mlp(x), mlp.down(F.gelu(mlp.up(x))))
+
+
 def test_time_is_added_to_the_hidden_units():
     mlp, x, time = MLP(4, 9, time_width=5), torch.randn(2, 3, 4), torch.randn(2, 5)
     expected = mlp.down(F.gelu(mlp.up(x) + mlp.up_time(time)[:, None], approximate="tanh"))

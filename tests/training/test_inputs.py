@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from diffit.data.loader import Batch
-from diffit.model import build_model
+from diffit.model import ModelConfig, build_model
+from diffit.networks.mdt import MDTConfig
 from diffit.training.inputs import Ahead, draw_inputs
 from tiny import tiny_run
 
@@ -22,12 +23,33 @@ def test_draws_do_not_depend_on_the_batch():
     whole, parts = inputs(0, 40, augmentation=0.5), []
     for first, count in ((0, 7), (7, 1), (8, 32)):
         parts.append(inputs(first, count, augmentation=0.5))
-    for name in whole._fields:
+    assert whole.seen is None
+    for name in set(whole._fields) - {"seen"}:
         joined = torch.cat([getattr(part, name) for part in parts])
         if name in ("clean", "augment"):  # the warp multiplies matrices of the batch
             assert torch.allclose(getattr(whole, name), joined, atol=1e-5)
         else:
             assert torch.equal(getattr(whole, name), joined), name
+
+
+def test_what_masked_training_shows_does_not_depend_on_the_batch():
+    network = {"name": "mdt", "size": 8, "channels": 1, "classes": 10, "patch": 1}
+    network |= {"decoder": 1, "width": 8, "heads": 1, "depth": 3}
+    model = build_model(ModelConfig(network=MDTConfig(**network)))
+
+    def seen(first, count):
+        number = torch.arange(first, first + count)
+        batch = Batch(IMAGES[first : first + count], number % 10, number)
+        return draw_inputs(batch, model, seed=3).seen
+
+    whole = seen(0, 400)
+    assert torch.equal(whole[7:20], torch.cat([seen(7, 1), seen(8, 12)]))
+    shown = whole.double().mean(1)
+    assert shown.min() >= 0.5 - 1 / 64
+    assert shown.max() <= 0.7
+    assert shown.mean().item() == pytest.approx(0.6 - 0.5 / 64, abs=0.01)
+    # Every patch is shown equally often.
+    assert whole.double().mean(0).std() < 1.5 * (0.6 * 0.4 / 400) ** 0.5
 
 
 def test_another_seed_draws_otherwise():

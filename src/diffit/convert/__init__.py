@@ -8,12 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from diffit.config import nearest
-from diffit.convert import diffit, dit
-from diffit.convert.tensors import check_tensors
+from diffit.convert import diffit, dit, mdt, uvit
+from diffit.convert.tensors import as_shape, check_tensors
 from diffit.errors import CheckpointError
 from diffit.networks import Network, build_network
 
-FAMILIES: dict[str, ModuleType] = {"diffit": diffit, "dit": dit}
+FAMILIES: dict[str, ModuleType] = {
+    "diffit": diffit,
+    "dit": dit,
+    "uvit": uvit,
+    "mdt": mdt,
+}
 """Each has `NETWORK`, `config`, `arguments`, `names`, `shapes` and `derived`."""
 
 
@@ -23,7 +28,8 @@ def from_reference(
     """A network of this library with the weights of a reference implementation.
 
     Args:
-        family: ``"diffit"`` (NVlabs/DiffiT, latent) or ``"dit"`` (facebookresearch/DiT).
+        family: ``"diffit"`` (NVlabs/DiffiT, latent), ``"dit"`` (facebookresearch/DiT), ``"uvit"``
+            (baofff/U-ViT) or ``"mdt"`` (sail-sg/MDT, MDTv2).
         state_dict: the reference's tensors under the reference's names.
         args: arguments of the reference's constructor; those left out have its defaults.
 
@@ -45,7 +51,7 @@ def from_reference(
     shapes = {names[ours]: source.shapes(config).get(ours, t.shape) for ours, t in empty.items()}
     check_tensors(state_dict, shapes, derived=source.derived(config))
     ours = {
-        name: state_dict[names[name]].detach().to("cpu", torch.float32, copy=True).view(t.shape)
+        name: as_shape(state_dict[names[name]].detach().to("cpu", torch.float32, copy=True), t)
         for name, t in empty.items()
     }
     network.load_state_dict(ours, assign=True)
@@ -66,6 +72,7 @@ def to_reference(network: Network) -> tuple[str, dict[str, Tensor], dict[str, An
     names, shapes = source.names(config), source.shapes(config)
     state = cast(nn.Module, network).state_dict()
     theirs = {
-        names[ours]: t.detach().reshape(shapes.get(ours, t.shape)) for ours, t in state.items()
+        names[ours]: as_shape(t.detach(), torch.empty(shapes.get(ours, t.shape), device="meta"))
+        for ours, t in state.items()
     }
     return family, theirs | source.derived(config), args

@@ -10,6 +10,7 @@ from diffit.config import Settings, parse
 from diffit.errors import CheckpointError, ConfigError
 from diffit.networks.dit import DiTConfig
 from diffit.networks.latent_diffit import LatentDiffiTConfig
+from diffit.networks.mdt import MDTConfig
 
 
 class Arguments(Settings):
@@ -37,12 +38,13 @@ def build(kind: type[C], args: Mapping[str, Any], *, family: str) -> C:
         given = parse(Arguments, args, source=source)
         if given.num_classes < 1:
             raise CheckpointError(f"{source}: num_classes must be at least 1")
-        return parse(kind, _settings(given), source=source)
+        return parse(kind, settings(given), source=source)
     except ConfigError as error:
         raise CheckpointError(str(error)) from None
 
 
-def _settings(args: Arguments) -> dict[str, Any]:
+def settings(args: Arguments) -> dict[str, Any]:
+    """Constructor arguments under our names."""
     return {
         "size": args.input_size,
         "patch": args.patch_size,
@@ -120,7 +122,7 @@ AROUND = {
 """Layers around the blocks that both families have, ours to theirs."""
 
 
-def shapes(config: LatentDiffiTConfig | DiTConfig) -> dict[str, tuple[int, ...]]:
+def shapes(config: LatentDiffiTConfig | DiTConfig | MDTConfig) -> dict[str, tuple[int, ...]]:
     """Shapes in the reference of tensors that we keep in another one, by our name."""
     rows, columns = config.grid
     return {

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from diffit.errors import CheckpointError
@@ -42,6 +43,17 @@ def check_tensors(
     for name, value in derived.items():
         if name in state and not torch.equal(state[name].cpu().to(value.dtype), value):
             raise CheckpointError(f"{name} differs from its definition; the checkpoint is damaged")
+
+
+def as_shape(tensor: Tensor, like: Tensor) -> Tensor:
+    """``tensor`` in the shape of ``like``.
+
+    Where the sources have rows at the end that nothing reads, they are dropped, and zero again on
+    the way back.
+    """
+    short = like.numel() - tensor.numel()
+    flat = F.pad(tensor.flatten(), (0, short)) if short > 0 else tensor.flatten()[: like.numel()]
+    return flat.view(like.shape)
 
 
 def _first(names: list[str]) -> str:

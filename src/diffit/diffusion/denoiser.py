@@ -104,9 +104,13 @@ class Denoiser(nn.Module):
         *,
         augment: Tensor | None = None,
         keys: Tensor | None = None,
+        seen: Tensor | None = None,
     ) -> Tensor:
-        """The network's own output F(inp * x, time), (B, C or 2 C, H, W), in the dtype of x."""
-        return self._raw(x, self._scalings(sigma), label, image, augment, keys)
+        """The network's own output F(inp * x, time), (B, C or 2 C, H, W), in the dtype of x.
+
+        ``seen`` (B, N) says what a network with masked training is shown; None is everything.
+        """
+        return self._raw(x, self._scalings(sigma), label, image, augment, keys, seen)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -127,6 +131,7 @@ class Denoiser(nn.Module):
         image: Tensor | None,
         augment: Tensor | None,
         keys: Tensor | None,
+        seen: Tensor | None = None,
     ) -> Tensor:
         _refuse_label(self.network, label)
         # In bf16 the step indices 0..999 would collapse to 507 values: time stays float32.
@@ -138,6 +143,7 @@ class Denoiser(nn.Module):
             None if image is None else image.to(self.dtype),
             augment=augment,
             keys=keys,
+            **({} if seen is None else {"seen": seen}),
         )
         expected = x.shape[1] * (2 if self.formulation.learned_variance else 1)
         if raw.shape[1] != expected:

@@ -25,7 +25,7 @@ class Loss(NamedTuple):
     """Means over channels and pixels, (B,) each.
 
     Attributes:
-        total: weighted mse, plus the bound if there is one.
+        total: weighted mse, plus the bound if there is one, plus that of the masked pass.
         mse: mean square of F - target, unweighted.
         bound: variational bound in bits per dimension; None without learned variance.
     """
@@ -46,6 +46,7 @@ def denoising_loss(
     weight: LossWeight | None = None,
     augment: Tensor | None = None,
     keys: Tensor | None = None,
+    seen: Tensor | None = None,
 ) -> Loss:
     """Loss of each image of a batch; in every row of the table it is the paper's own.
 
@@ -55,20 +56,40 @@ def denoising_loss(
         sigma: (B,) noise levels; float64 on the CPU is best.
         label, image, augment, keys: as in `Denoiser.forward`.
         weight: multiplies the squared error, see `LOSS_WEIGHTS`; the bound is not weighted.
+        seen: (B, N) patches that a network with masked training is shown in a second forward
+            pass, whose loss is added to the total of the first (MDT, arXiv:2303.14389, Section
+            3.2; here both passes see the same noise).
     """
     sigma = sigma.to(double(sigma.device))
     x = clean + over(sigma, clean) * noise
     raw = denoiser.raw(x, sigma, label, image, augment=augment, keys=keys)
+    loss = _loss_of(raw, denoiser.formulation, clean, noise, sigma, weight)
+    if seen is None:
+        return loss
+    raw = denoiser.raw(x, sigma, label, image, augment=augment, keys=keys, seen=seen)
+    masked = _loss_of(raw, denoiser.formulation, clean, noise, sigma, weight)
+    return loss._replace(total=loss.total + masked.total)
+
+
+def _loss_of(
+    raw: Tensor,
+    formulation: Formulation,
+    clean: Tensor,
+    noise: Tensor,
+    sigma: Tensor,
+    weight: LossWeight | None,
+) -> Loss:
+    """The loss of one forward pass."""
     channels = clean.shape[1]
     prediction, rest = raw[:, :channels], raw[:, channels:]
-    target = network_target(denoiser.formulation, clean, noise, sigma)
+    target = network_target(formulation, clean, noise, sigma)
     mse = _per_image((prediction - target) ** 2)
     total = mse if weight is None else weight(sigma).to(mse) * mse
-    if not denoiser.formulation.learned_variance:
+    if not formulation.learned_variance:
         return Loss(total, mse, None)
     # The bound teaches the variance alone: it is too noisy a teacher for the mean.
     still, fraction = prediction.detach(), (rest + 1) / 2
-    bound = variational_bound(denoiser.formulation, clean, noise, sigma, still, fraction)
+    bound = variational_bound(formulation, clean, noise, sigma, still, fraction)
     return Loss(total + bound, mse, bound)
 
 

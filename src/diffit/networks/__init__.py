@@ -10,6 +10,8 @@ from diffit.config import Settings
 from diffit.networks.diffit import DiffiT, DiffiTConfig
 from diffit.networks.dit import DiT, DiTConfig
 from diffit.networks.latent_diffit import LatentDiffiT, LatentDiffiTConfig
+from diffit.networks.mdt import MDT, MDTConfig
+from diffit.networks.uvit import UViT, UViTConfig
 
 
 class Network(Protocol):
@@ -44,14 +46,25 @@ class Network(Protocol):
         ...
 
 
+class Masked(Network, Protocol):
+    """A network that is also trained on a part of the patches; its call takes ``seen`` too."""
+
+    def choose_seen(self, share: Tensor, noise: Tensor) -> Tensor:
+        """Draws of the training loop, (B,) and (B, N), to the (B, N) patches shown, bool."""
+        ...
+
+
 NETWORKS: dict[str, tuple[type[Settings], type[nn.Module]]] = {
     "diffit": (DiffiTConfig, DiffiT),
     "latent-diffit": (LatentDiffiTConfig, LatentDiffiT),
     "dit": (DiTConfig, DiT),
+    "uvit": (UViTConfig, UViT),
+    "mdt": (MDTConfig, MDT),
 }
 
 NetworkConfig = Annotated[
-    DiffiTConfig | LatentDiffiTConfig | DiTConfig, Field(discriminator="name")
+    DiffiTConfig | LatentDiffiTConfig | DiTConfig | UViTConfig | MDTConfig,
+    Field(discriminator="name"),
 ]
 
 

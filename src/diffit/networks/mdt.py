@@ -172,7 +172,7 @@ class MDTBlock(nn.Module):
         Returns:
             (B, n, C).
         """
-        if self.skip is not None:
+        if self.skip is not None and skip is not None:
             tokens = self.skip(torch.cat([tokens, skip], dim=-1))
         bias = self.position(tokens.dtype) if places is None else self._among(places, valid)
         out: Tensor = self.block(tokens, condition, keys, bias)

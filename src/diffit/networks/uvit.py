@@ -123,7 +123,7 @@ class UViTBlock(nn.Module):
 
     def forward(self, tokens: Tensor, skip: Tensor | None, keys: Tensor | None = None) -> Tensor:
         """(B, N, C) tokens, as many of a skip or None, and (B,) dropout keys to (B, N, C)."""
-        if self.skip is not None:
+        if self.skip is not None and skip is not None:
             tokens = self.skip(torch.cat([tokens, skip], dim=-1))
         tokens = tokens + self.dropout1(self.attention(self.norm1(tokens)), keys)
         mixed: Tensor = tokens + self.dropout2(self.mlp(self.norm2(tokens), None, keys), keys)

@@ -368,7 +368,8 @@ def record_attention(
         A dictionary that each forward pass fills with (B, heads, N, N) float32 weights, row i the
         attention paid by token i. N counts the whole grid, row-major; outside the window of a
         token its weights are 0. Attention to tokens that stand for no place (a class, a noise
-        level) is left out, and the rest scaled to a sum of 1. Recorded layers use the explicit form of attention.
+        level) is left out, and the rest scaled to a sum of 1. Recorded layers use the explicit
+        form of attention.
     """
     maps: dict[str, Tensor] = {}
     layers = {n: m for n, m in network.named_modules() if hasattr(m, "on_map")}

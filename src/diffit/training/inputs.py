@@ -30,6 +30,7 @@ class Inputs(NamedTuple):
         augment: (B, 9) label of the augmentation, None without it.
         keys: (B,) int64 dropout keys.
         number: (B,) number of each image in the run, on the CPU.
+        seen: (B, N) patches shown in masked training, None without it.
     """
 
     clean: Tensor
@@ -40,6 +41,7 @@ class Inputs(NamedTuple):
     augment: Tensor | None
     keys: Tensor
     number: Tensor
+    seen: Tensor | None
 
     def part(self, first: int, count: int) -> Self:
         """``count`` images from ``first`` on."""
@@ -86,7 +88,17 @@ def draw_inputs(
         augment=augmented,
         keys=_move(draws.integers(seed, numbers, "dropout", 1 << 62), device),
         number=batch.number,
+        seen=draw_seen(model.network, seed, numbers, device),
     )
+
+
+def draw_seen(network: Any, seed: int, numbers: list[int], device: torch.device) -> Tensor | None:
+    """The patches that each image shows in masked training; None for networks without it."""
+    if not getattr(network.config, "mask_ratio", 0):
+        return None
+    share = draws.uniform(seed, numbers, "mask-share")
+    noise = draws.normal(seed, numbers, "mask", (network.config.tokens,))
+    return _move(network.choose_seen(share, noise), device)
 
 
 def _move(x: Tensor, device: torch.device) -> Tensor:

@@ -58,6 +58,7 @@ class Objective:
                 weight=self.weight,
                 augment=inputs.augment,
                 keys=inputs.keys,
+                seen=inputs.seen,
             ).total
 
     def gradients(self, inputs: Inputs, *, micro_batch: int | None = None) -> Gradients:

@@ -1,0 +1,108 @@
+"""U-ViT with converted weights returns what the reference returned."""
+
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from conftest import FIXTURES
+from diffit.convert import from_reference, to_reference
+from diffit.errors import CheckpointError
+from diffit.networks import build_network
+from diffit.networks.uvit import UViTConfig
+
+PLACES = {
+    "patch_embed": "patch",
+    "in_blocks.0": "down.0",
+    "in_blocks.0.attn": "down.0.attention",
+    "in_blocks.0.mlp": "down.0.mlp",
+    "mid_block": "middle",
+    "out_blocks.0": "up.0",
+    "out_blocks.1": "up.1",
+    "norm": "norm",
+    "decoder_pred": "head",
+}
+BEHIND = {"decoder_pred"}  # the reference drops the condition tokens one layer later
+
+
+def read(variant=""):
+    """Tensors, state dict and arguments of the recorded network or of a variant of it."""
+    with safe_open(FIXTURES / "uvit_tiny.safetensors", "pt") as file:
+        facts = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    args = json.loads(facts["constructor"])
+    if variant:
+        args = json.loads(facts["variants"])[variant]
+        prefix = f"variant.{variant}."
+        tensors = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+    state = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
+    return tensors, state, args
+
+
+@pytest.mark.parametrize("variant", ["", "uncond"])
+def test_output_is_the_references(variant):
+    tensors, state, args = read(variant)
+    network = from_reference("uvit", state, args)
+    with torch.no_grad():
+        out = network(tensors["input.x"], tensors["input.timesteps"], tensors.get("input.y"))
+    torch.testing.assert_close(out, tensors["output"], atol=2e-5, rtol=1e-5)
+
+
+def test_every_recorded_layer_is_the_references():
+    tensors, state, args = read()
+    network = from_reference("uvit", state, args)
+    recorded = {n.removeprefix("intermediate.") for n in tensors if n.startswith("intermediate.")}
+    assert recorded == set(PLACES)
+    outputs = {}
+    for theirs, ours in PLACES.items():
+        network.get_submodule(ours).register_forward_hook(
+            lambda module, inputs, output, theirs=theirs: outputs.__setitem__(theirs, output)
+        )
+    with torch.no_grad():
+        network(tensors["input.x"], tensors["input.timesteps"], tensors["input.y"])
+    for name, output in outputs.items():
+        expected = tensors[f"intermediate.{name}"]
+        expected = expected[:, 2:] if name in BEHIND else expected
+        torch.testing.assert_close(output, expected, atol=2e-5, rtol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("variant", ["", "uncond"])
+def test_there_and_back_gives_the_same_tensors(variant):
+    _, state, args = read(variant)
+    family, tensors, arguments = to_reference(from_reference("uvit", state, args))
+    assert family == "uvit"
+    again = from_reference("uvit", tensors, arguments)
+    assert again.config == from_reference("uvit", state, args).config
+    assert tensors.keys() == state.keys()
+    for name, tensor in state.items():
+        assert torch.equal(tensors[name], tensor), name
+
+
+def test_the_last_row_may_be_a_class_like_the_others():
+    _, state, args = read()
+    network = from_reference("uvit", state, args | {"null_class": False})
+    assert (network.config.classes, network.config.null_class) == (11, False)
+
+
+def test_an_even_depth_of_the_reference_has_a_block_in_the_middle_too():
+    config = from_reference("uvit", *read()[1:]).config
+    assert config.depth == 5
+
+
+def test_wrong_arguments_are_refused_in_a_sentence():
+    _, state, args = read()
+    with pytest.raises(CheckpointError, match="counts the row for no class"):
+        from_reference("uvit", state, args | {"num_classes": 1})
+    with pytest.raises(CheckpointError, match=r"lacks in_blocks\.2\.norm1\.weight and 23 more"):
+        from_reference("uvit", state, args | {"depth": 6})
+    with pytest.raises(CheckpointError, match="did you mean 'embed_dim'"):
+        from_reference("uvit", state, args | {"embed_dims": 6})
+
+
+def test_what_the_reference_cannot_be_is_refused():
+    small = {"width": 16, "depth": 1, "heads": 2, "size": 4, "classes": 2}
+    with pytest.raises(ValueError, match="no setting like learned_variance"):
+        to_reference(build_network(UViTConfig(**small, learned_variance=True)))
+    with pytest.raises(ValueError, match="square images only"):
+        to_reference(build_network(UViTConfig(**small | {"size": (4, 8)})))
