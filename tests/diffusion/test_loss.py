@@ -1,13 +1,16 @@
 """The one loss equals each paper's own; the bound and the weights follow their formulas."""
 
+import json
 import math
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
 from conftest import FIXTURES
+from diffit.convert import from_reference
 from diffit.diffusion.denoiser import Denoiser
 from diffit.diffusion.formulation import (
     DDPMConfig,
@@ -18,7 +21,13 @@ from diffit.diffusion.formulation import (
     VPConfig,
     build_formulation,
 )
-from diffit.diffusion.loss import LOSS_WEIGHTS, denoising_loss, network_target, variational_bound
+from diffit.diffusion.loss import (
+    LOSS_WEIGHTS,
+    coarser,
+    denoising_loss,
+    network_target,
+    variational_bound,
+)
 
 ROWS = {
     "eps": build_formulation(DDPMConfig(learned_variance=False)),
@@ -237,3 +246,92 @@ def test_masked_training_adds_the_loss_of_a_second_pass():
     second = ((scaled * torch.tensor([0.5, 1.0])[:, None, None, None] - noise) ** 2).mean((1, 2, 3))
     assert torch.equal(both.mse, full.mse)
     torch.testing.assert_close(both.total, full.total + second)
+
+
+@pytest.fixture(scope="module")
+def dimr():
+    with safe_open(FIXTURES / "dimr_tiny.safetensors", "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+@pytest.mark.parametrize(("side", "grids"), [(8, {2: 4, 4: 2}), (9, {2: 5, 4: 3})])
+def test_coarser_targets_are_those_of_dimr(dimr, side, grids):
+    noise = dimr[f"targets.{side}.noise"]
+    for edge, grid in grids.items():
+        expected = dimr[f"targets.{side}.sum_over_k.{grid}"]
+        torch.testing.assert_close(coarser(noise, edge), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_coarser_noise_is_white_noise_again():
+    torch.manual_seed(0)
+    coarse = coarser(torch.randn(4, 3, 256, 256), 4)
+    assert coarse.std().item() == pytest.approx(1, abs=0.01)
+    neighbours = (coarse[..., 1:] * coarse[..., :-1]).mean().item()
+    assert neighbours == pytest.approx(0, abs=0.01)
+
+
+def test_coarser_commutes_with_every_formulation():
+    clean, noise, sigma = torch.randn(2, 3, 8, 8), torch.randn(2, 3, 8, 8), torch.tensor([0.3, 4])
+    for config in (EDMConfig(), FlowConfig(), DDPMConfig(predict="v", learned_variance=False)):
+        formulation = build_formulation(config)
+        fine = network_target(formulation, clean, noise, sigma)
+        coarse = network_target(formulation, coarser(clean, 2), coarser(noise, 2), sigma)
+        torch.testing.assert_close(coarser(fine, 2), coarse)
+
+
+def test_what_has_no_blocks_is_refused():
+    with pytest.raises(ValueError, match="6 x 6 cannot be made 4 times coarser"):
+        coarser(torch.zeros(1, 1, 6, 6), 4)
+
+
+class Pyramid(torch.nn.Module):
+    """Predicts a constant at three resolutions."""
+
+    def __init__(self, *values):
+        super().__init__()
+        self.values = values
+
+    def pyramid(self, x, time, label=None, image=None, *, augment=None, keys=None):
+        edges = [1 << place for place in reversed(range(len(self.values)))]
+        pairs = zip(self.values, edges, strict=True)
+        return [torch.full_like(x[..., ::edge, ::edge], value) for value, edge in pairs]
+
+    def forward(self, x, *rest, **keywords):
+        return self.pyramid(x, *rest, **keywords)[-1]
+
+
+def test_a_pyramid_adds_the_errors_of_its_coarser_predictions():
+    denoiser = Denoiser(Pyramid(3.0, 2.0, 1.0), build_formulation(VPConfig()))
+    zero, sigma = torch.zeros(2, 1, 8, 8), torch.tensor([0.5, 2.0])
+    found = denoising_loss(denoiser, zero, zero, sigma)
+    assert found.mse.tolist() == [1, 1]
+    assert found.total.tolist() == [9 / 4 + 4 / 2 + 1] * 2
+    given = denoising_loss(denoiser, zero, zero, sigma, coarse_weights=[0, 1])
+    assert given.total.tolist() == [4 + 1] * 2
+    halved = denoising_loss(denoiser, zero, zero, sigma, weight=lambda s: s / s / 2)
+    assert halved.total.tolist() == [(9 / 4 + 4 / 2 + 1) / 2] * 2
+    with pytest.raises(ValueError, match="1 coarse weights, but the network predicts at 2"):
+        denoising_loss(denoiser, zero, zero, sigma, coarse_weights=[1])
+
+
+def test_loss_of_a_dimr_is_the_references(dimr):
+    with safe_open(FIXTURES / "dimr_tiny.safetensors", "pt") as file:
+        args = json.loads(file.metadata()["constructor"])
+    weights = {n.removeprefix("model."): t for n, t in dimr.items() if n.startswith("model.")}
+    formulation = build_formulation(
+        DDPMConfig(
+            schedule="scaled-linear", learned_variance=False, interpolation="alpha", time="dimr"
+        )
+    )
+    denoiser = Denoiser(from_reference("dimr", weights, args), formulation)
+    sigma = formulation.levels[dimr["loss.n"] - 1]
+    torch.testing.assert_close(formulation.time(sigma).float(), dimr["loss.log_snr"])
+    clean, noise = dimr["loss.x0"], dimr["loss.eps"]
+    signal = formulation.signal(sigma).float()[:, None, None, None]
+    state = signal * (clean + sigma.float()[:, None, None, None] * noise)
+    torch.testing.assert_close(state, dimr["loss.x_n"], rtol=1e-5, atol=1e-5)
+    for side, edge in ((8, 1), (4, 2)):
+        torch.testing.assert_close(coarser(noise, edge), dimr[f"loss.target.{side}"])
+    with torch.no_grad():
+        found = denoising_loss(denoiser, clean, noise, sigma, dimr["loss.y"])
+    torch.testing.assert_close(found.total, dimr["loss.value"], rtol=1e-5, atol=1e-6)

@@ -6,10 +6,10 @@ import torch.nn.functional as F
 
 from diffit.nn.attention import SelfAttention
 from diffit.nn.blocks import (
+    GLU,
     MLP,
     AdaptiveBlock,
     NormConv,
-    SwiGLU,
     TransformerBlock,
     diffit_block,
     downsample,
@@ -40,7 +40,7 @@ def test_time_is_added_to_the_hidden_units():
 
 
 def test_swiglu_is_gated():
-    mlp, x = SwiGLU(4, 9), torch.randn(2, 3, 4)
+    mlp, x = GLU(4, 9), torch.randn(2, 3, 4)
     gate = mlp.gate(x)
     expected = mlp.down(gate * torch.sigmoid(gate) * mlp.up(x))
     torch.testing.assert_close(mlp(x), expected)
@@ -49,7 +49,7 @@ def test_swiglu_is_gated():
 def test_swiglu_is_as_large_as_an_mlp():
     assert swiglu_hidden(1152, 4.0) == 3072
     assert swiglu_hidden(64, 4.0) == 192
-    count = [sum(p.numel() for p in m.parameters()) for m in (SwiGLU(1152, 3072), MLP(1152, 4608))]
+    count = [sum(p.numel() for p in m.parameters()) for m in (GLU(1152, 3072), MLP(1152, 4608))]
     assert count[0] == pytest.approx(count[1], rel=1e-3)
 
 

@@ -24,6 +24,7 @@ from diffit.training import loop, trouble
 from diffit.training.folder import locked
 from diffit.training.journal import read_metrics
 from diffit.training.loop import train
+from diffit.training.prepare import complete, open_training_data
 from diffit.training.settings import RunConfig
 from tiny import tiny_run
 
@@ -390,6 +391,7 @@ def test_a_disk_that_is_really_full_keeps_its_checkpoints(straight, small_disk):
         ({"network": {"null_class": False}}, "train.label_dropout needs .*null_class"),
         ({"data": {"size": 16}}, "the images are 16 x 16 .* takes 8 x 8"),
         ({"data": {"labels": False}}, "has 0 classes"),
+        ({"coarse_weights": [0.5]}, "has 1 numbers, but the network predicts at 0 coarser"),
         ({"wandb": "project"}, r"needs Weights & Biases; .*diffit-torch\[wandb\]"),
     ],
 )
@@ -397,6 +399,26 @@ def test_contradictions_are_refused_before_a_folder_is_made(tmp_path, settings, 
     with pytest.raises(ConfigError, match=sentence):
         go(tiny_run(**settings), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+DIMR = {"name": "dimr", "size": 8, "channels": 1, "classes": 10, "widths": [16, 8],
+        "depths": [3, 3], "heads": 2}  # fmt: skip
+
+
+def dimr_run(formulation, **settings):
+    network = {"network": DIMR, "formulation": formulation}
+    data = {"path": "builtin:digits"}
+    return parse(RunConfig, {"model": network, "data": data, **settings}, source="test")
+
+
+def test_times_at_which_norms_no_longer_change_are_refused(tmp_path):
+    config = dimr_run({"name": "ddpm", "learned_variance": False})
+    with pytest.raises(ConfigError, match=r"from 0 to 250, .* --model\.network\.tau-scale 0\.002"):
+        go(config, tmp_path / "run")
+    scaled = {"network": {**DIMR, "tau_scale": 0.002, "tau_shift": -1.0}}
+    model = {**config.model.model_dump(), **scaled}
+    config = parse(RunConfig, {"model": model, "data": {"path": "builtin:digits"}}, source="test")
+    complete(config, open_training_data(config))
 
 
 def test_sampling_that_cannot_be_is_refused_before_training(tmp_path):

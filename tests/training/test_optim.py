@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from diffit.nn.time_norm import TimeVector
 from diffit.training.optim import (
     LossScale,
     build_optimizer,
@@ -16,10 +17,9 @@ from diffit.training.optim import (
 )
 
 
-def adam(network, *, name="adamw", weight_decay=0.0):
-    return build_optimizer(
-        network, name=name, rate=0.1, betas=(0.9, 0.99), epsilon=1e-8, weight_decay=weight_decay
-    )
+def adam(network, *, name="adamw", **options):
+    options = {"weight_decay": 0.0, **options}
+    return build_optimizer(network, name=name, rate=0.1, betas=(0.9, 0.99), epsilon=1e-8, **options)
 
 
 def test_the_warm_up_is_linear_and_then_the_rate_stays():
@@ -46,6 +46,17 @@ def test_inverse_square_root_halves_when_images_quadruple():
     assert rate(999) == rate(1000) == 1
     assert rate(4000) == pytest.approx(0.5)
     assert rate(16_000) == pytest.approx(0.25)
+
+
+def test_weight_decay_of_all_spares_what_a_module_names():
+    network = nn.Sequential(nn.Linear(4, 4), TimeVector(4, 1.0))
+    with torch.no_grad():
+        for p in network.parameters():
+            p.fill_(1.0)
+            p.grad = torch.zeros_like(p)
+    adam(network, weight_decay=0.5, decayed="all").step()
+    kept = {n for n, p in network.named_parameters() if bool((p == 1).all())}
+    assert kept == {"1.slope", "1.offset"}
 
 
 def test_weight_decay_spares_norms_biases_and_tables():

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from diffit.config import nearest
-from diffit.convert import diffit, dit, mdt, uvit
+from diffit.convert import diffit, dimr, dit, mdt, uvit
 from diffit.convert.tensors import as_shape, check_tensors
 from diffit.errors import CheckpointError
 from diffit.networks import Network, build_network
@@ -18,6 +18,7 @@ FAMILIES: dict[str, ModuleType] = {
     "dit": dit,
     "uvit": uvit,
     "mdt": mdt,
+    "dimr": dimr,
 }
 """Each has `NETWORK`, `config`, `arguments`, `names`, `shapes` and `derived`."""
 
@@ -29,7 +30,7 @@ def from_reference(
 
     Args:
         family: ``"diffit"`` (NVlabs/DiffiT, latent), ``"dit"`` (facebookresearch/DiT), ``"uvit"``
-            (baofff/U-ViT) or ``"mdt"`` (sail-sg/MDT, MDTv2).
+            (baofff/U-ViT), ``"mdt"`` (sail-sg/MDT, MDTv2) or ``"dimr"`` (qihao067/DiMR).
         state_dict: the reference's tensors under the reference's names.
         args: arguments of the reference's constructor; those left out have its defaults.
 

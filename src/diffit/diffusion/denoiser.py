@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -112,6 +112,26 @@ class Denoiser(nn.Module):
         """
         return self._raw(x, self._scalings(sigma), label, image, augment, keys, seen)
 
+    def pyramid(
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        label: Tensor | None = None,
+        image: Tensor | None = None,
+        *,
+        augment: Tensor | None = None,
+        keys: Tensor | None = None,
+    ) -> list[Tensor]:
+        """`raw` at every resolution that the network predicts at, coarse to fine.
+
+        Of most networks that is `raw` alone, as the one tensor of the list; those with more have
+        a method ``pyramid``, called as the network itself.
+        """
+        predict = getattr(self.network, "pyramid", None) or self._alone
+        given = self._inputs(x, self._scalings(sigma), label, image)
+        *coarse, finest = predict(*given, augment=augment, keys=keys)
+        return [*(each.to(x.dtype) for each in coarse), self._checked(finest, x)]
+
     @property
     def dtype(self) -> torch.dtype:
         """Precision of the network: of its first floating weight, float32 if it has none."""
@@ -133,18 +153,25 @@ class Denoiser(nn.Module):
         keys: Tensor | None,
         seen: Tensor | None = None,
     ) -> Tensor:
+        given = self._inputs(x, scalings, label, image)
+        masked = {} if seen is None else {"seen": seen}
+        return self._checked(self.network(*given, augment=augment, keys=keys, **masked), x)
+
+    def _alone(self, *given: Any, **keywords: Any) -> list[Tensor]:
+        """The pyramid of a network that predicts at one resolution."""
+        return [self.network(*given, **keywords)]
+
+    def _inputs(
+        self, x: Tensor, scalings: Scalings, label: Tensor | None, image: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """What the network is called with."""
         _refuse_label(self.network, label)
         # In bf16 the step indices 0..999 would collapse to 507 values: time stays float32.
         time = scalings.noise.to(torch.float32).to(x.device).expand(len(x))
-        raw: Tensor = self.network(
-            (over(scalings.inp, x) * x).to(self.dtype),
-            time,
-            label,
-            None if image is None else image.to(self.dtype),
-            augment=augment,
-            keys=keys,
-            **({} if seen is None else {"seen": seen}),
-        )
+        inputs = (over(scalings.inp, x) * x).to(self.dtype)
+        return inputs, time, label, None if image is None else image.to(self.dtype)
+
+    def _checked(self, raw: Tensor, x: Tensor) -> Tensor:
         expected = x.shape[1] * (2 if self.formulation.learned_variance else 1)
         if raw.shape[1] != expected:
             raise ValueError(

@@ -1,10 +1,11 @@
 """One loss for every formulation, the bound of a learned variance, and weights by noise level."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from diffit.diffusion.denoiser import Denoiser, over
@@ -21,12 +22,23 @@ LossWeight = Callable[[Tensor], Tensor]
 """(B,) sigma to the (B,) weight of the squared error in the network's own space."""
 
 
+COARSE_WEIGHTS: dict[int, tuple[float, ...]] = {
+    0: (),
+    1: (1 / 4,),
+    2: (1 / 4, 1 / 2),
+    3: (1 / 8, 1 / 4, 1 / 2),
+}
+"""Number of coarser resolutions: their weights in the loss, the coarsest first, as DiMR has them;
+nobody has published three."""
+
+
 class Loss(NamedTuple):
     """Means over channels and pixels, (B,) each.
 
     Attributes:
-        total: weighted mse, plus the bound if there is one, plus that of the masked pass.
-        mse: mean square of F - target, unweighted.
+        total: weighted mse, plus that of coarser resolutions, plus the bound, plus that of the
+            masked pass, if there are such.
+        mse: mean square of F - target, unweighted, at the finest resolution.
         bound: variational bound in bits per dimension; None without learned variance.
     """
 
@@ -44,11 +56,15 @@ def denoising_loss(
     image: Tensor | None = None,
     *,
     weight: LossWeight | None = None,
+    coarse_weights: Sequence[float] | None = None,
     augment: Tensor | None = None,
     keys: Tensor | None = None,
     seen: Tensor | None = None,
 ) -> Loss:
     """Loss of each image of a batch; in every row of the table it is the paper's own.
+
+    A network that predicts at several resolutions is taught all of them (DiMR, arXiv:2406.09416):
+    the coarser ones learn `coarser` of the finest target.
 
     Args:
         clean: (B, C, H, W) images.
@@ -56,41 +72,78 @@ def denoising_loss(
         sigma: (B,) noise levels; float64 on the CPU is best.
         label, image, augment, keys: as in `Denoiser.forward`.
         weight: multiplies the squared error, see `LOSS_WEIGHTS`; the bound is not weighted.
+        coarse_weights: of the coarser resolutions, the coarsest first; None for `COARSE_WEIGHTS`.
         seen: (B, N) patches that a network with masked training is shown in a second forward
             pass, whose loss is added to the total of the first (MDT, arXiv:2303.14389, Section
             3.2; here both passes see the same noise).
     """
     sigma = sigma.to(double(sigma.device))
     x = clean + over(sigma, clean) * noise
-    raw = denoiser.raw(x, sigma, label, image, augment=augment, keys=keys)
-    loss = _loss_of(raw, denoiser.formulation, clean, noise, sigma, weight)
+    pyramid = denoiser.pyramid(x, sigma, label, image, augment=augment, keys=keys)
+    formulation = denoiser.formulation
+    loss = _loss_of(pyramid, formulation, clean, noise, sigma, weight, coarse_weights)
     if seen is None:
         return loss
     raw = denoiser.raw(x, sigma, label, image, augment=augment, keys=keys, seen=seen)
-    masked = _loss_of(raw, denoiser.formulation, clean, noise, sigma, weight)
+    masked = _loss_of([raw], formulation, clean, noise, sigma, weight)
     return loss._replace(total=loss.total + masked.total)
 
 
 def _loss_of(
-    raw: Tensor,
+    pyramid: Sequence[Tensor],
     formulation: Formulation,
     clean: Tensor,
     noise: Tensor,
     sigma: Tensor,
     weight: LossWeight | None,
+    coarse_weights: Sequence[float] | None = None,
 ) -> Loss:
-    """The loss of one forward pass."""
+    """The loss of one forward pass, whose predictions come coarse to fine."""
+    *coarse, raw = pyramid
     channels = clean.shape[1]
     prediction, rest = raw[:, :channels], raw[:, channels:]
     target = network_target(formulation, clean, noise, sigma)
     mse = _per_image((prediction - target) ** 2)
-    total = mse if weight is None else weight(sigma).to(mse) * mse
+    total = mse + _coarse_errors(coarse, target, coarse_weights) if coarse else mse
+    if weight is not None:
+        total = weight(sigma).to(mse) * total
     if not formulation.learned_variance:
         return Loss(total, mse, None)
     # The bound teaches the variance alone: it is too noisy a teacher for the mean.
     still, fraction = prediction.detach(), (rest + 1) / 2
     bound = variational_bound(formulation, clean, noise, sigma, still, fraction)
     return Loss(total + bound, mse, bound)
+
+
+def coarser(target: Tensor, edge: int) -> Tensor:
+    """What a network should say on a grid ``edge`` times coarser: sums of blocks over their edge.
+
+    White noise of unit variance so becomes white noise of unit variance (a mean would shrink it).
+    The map is linear, hence right for every formulation: the best coarse prediction is the same
+    map of the best fine one. The clean part of a target, as in v or flow matching, is a coarse
+    image whose values are ``edge`` times larger.
+
+    Args:
+        target: (B, C, H, W).
+        edge: 2, 4, ...: H and W are multiples of it, or odd; then blocks are one larger and
+            overlap, as in the release of DiMR.
+
+    Returns:
+        (B, C, H / edge, W / edge), rounded up where odd.
+    """
+    height, width = target.shape[2:]
+    if edge == 1:
+        return target
+    if height % edge == width % edge == 0:
+        return F.avg_pool2d(target, edge) * edge
+    if not (height % 2 and width % 2) or edge % 2:
+        raise ValueError(
+            f"{height} x {width} cannot be made {edge} times coarser; multiples of it can, and "
+            "odd sizes by even numbers"
+        )
+    side = edge + 1
+    sums = F.avg_pool2d(target, side, stride=edge, padding=side // 2) * side**2
+    return sums / side
 
 
 def network_target(formulation: Formulation, clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
@@ -178,6 +231,23 @@ LOSS_WEIGHTS: dict[str, Callable[..., LossWeight]] = {
     "p2": p2,
 }
 """Name: a function of the formulation (and keywords of its own) that makes a weight."""
+
+
+def _coarse_errors(
+    coarse: Sequence[Tensor], target: Tensor, weights: Sequence[float] | None
+) -> Tensor:
+    """(B,): the weighted sum of the mean squares at the coarser resolutions."""
+    chosen = COARSE_WEIGHTS[len(coarse)] if weights is None else weights
+    if len(chosen) != len(coarse):
+        raise ValueError(
+            f"there are {len(chosen)} coarse weights, but the network predicts at {len(coarse)} "
+            "coarser resolutions; give one for each"
+        )
+    terms = [
+        w * _per_image((each - coarser(target, target.shape[-1] // each.shape[-1])) ** 2)
+        for w, each in zip(chosen, coarse, strict=True)
+    ]
+    return torch.stack(terms).sum(0)
 
 
 def _neighbours(formulation: Formulation, sigma: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from diffit.config import Settings
 from diffit.networks.diffit import DiffiT, DiffiTConfig
+from diffit.networks.dimr import DiMR, DiMRConfig
 from diffit.networks.dit import DiT, DiTConfig
 from diffit.networks.latent_diffit import LatentDiffiT, LatentDiffiTConfig
 from diffit.networks.mdt import MDT, MDTConfig
@@ -60,10 +61,11 @@ NETWORKS: dict[str, tuple[type[Settings], type[nn.Module]]] = {
     "dit": (DiTConfig, DiT),
     "uvit": (UViTConfig, UViT),
     "mdt": (MDTConfig, MDT),
+    "dimr": (DiMRConfig, DiMR),
 }
 
 NetworkConfig = Annotated[
-    DiffiTConfig | LatentDiffiTConfig | DiTConfig | UViTConfig | MDTConfig,
+    DiffiTConfig | LatentDiffiTConfig | DiTConfig | UViTConfig | MDTConfig | DiMRConfig,
     Field(discriminator="name"),
 ]
 

@@ -64,17 +64,26 @@ class MLP(nn.Module):
         return out
 
 
-class SwiGLU(nn.Module):
-    """down(silu(gate(x)) up(x)) (arXiv:2002.05202, Eq. 6, with biases).
+class GLU(nn.Module):
+    """down(act(gate(x)) up(x)), the gated MLP (arXiv:2002.05202, Eq. 6, with biases).
 
     Args:
         width: channels C of a token.
         hidden: number of hidden units; `swiglu_hidden` makes it as large as an `MLP`.
+        activation: SiLU makes it a SwiGLU; GELU, the exact one, a GEGLU, as DiMR has it.
         dropout: probability of dropout on the hidden units.
     """
 
-    def __init__(self, width: int, hidden: int, *, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        *,
+        activation: Literal["silu", "gelu"] = "silu",
+        dropout: float = 0.0,
+    ) -> None:
         super().__init__()
+        self.activation = F.silu if activation == "silu" else F.gelu
         self.gate = Linear(width, hidden)
         self.up = Linear(width, hidden)
         self.dropout = Dropout(dropout)
@@ -84,7 +93,7 @@ class SwiGLU(nn.Module):
         self, tokens: Tensor, time: Tensor | None = None, keys: Tensor | None = None
     ) -> Tensor:
         """(B, ..., C) tokens and dropout keys to (B, ..., C); ``time`` does not act."""
-        hidden = F.silu(self.gate(tokens)) * self.up(tokens)
+        hidden = self.activation(self.gate(tokens)) * self.up(tokens)
         out: Tensor = self.down(self.dropout(hidden, keys))
         return out
 
@@ -131,7 +140,7 @@ class TransformerBlock(nn.Module):
         self.dropout1 = Dropout(after)
         self.norm2 = token_norm(width, affine=affine, kind=norm)
         self.mlp = (
-            SwiGLU(width, hidden, dropout=within)
+            GLU(width, hidden, dropout=within)
             if mlp == "swiglu"
             else MLP(width, hidden, time_width=mlp_time, dropout=within)
         )

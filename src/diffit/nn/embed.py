@@ -48,6 +48,25 @@ def sincos_grid(grid: tuple[int, int], width: int) -> Tensor:
     return table.flatten(0, 1).float()
 
 
+class PositionTable(nn.Module):
+    """A learned vector for each cell of a grid, row-major.
+
+    Args:
+        grid: (rows, columns).
+        width: channels C of a token.
+    """
+
+    def __init__(self, grid: tuple[int, int], width: int) -> None:
+        super().__init__()
+        self.grid = grid
+        self.table = nn.Parameter(torch.empty(grid[0] * grid[1], width))
+        nn.init.trunc_normal_(self.table, std=0.02)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, N, C) tokens of the grid to the same, with the table added."""
+        return tokens + self.table
+
+
 def dit_features(time: Tensor, features: int) -> Tensor:
     """(B,) to (B, M), [cos, sin] at 10000^(-k/(M/2)); an odd M gets a column of zeros."""
     half = features // 2

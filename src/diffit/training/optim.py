@@ -1,7 +1,7 @@
 """The optimiser: parameter groups, warm-up and decay of the learning rate, its state as tensors."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
 import torch
@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 Law = Literal["constant", "cosine", "linear", "inverse-sqrt"]
 """How the learning rate falls after the warm-up."""
+
+Decayed = Literal["matrices", "all"]
+"""What weight decay acts on: weights of linear and convolution layers, or all parameters."""
 
 
 def learning_rate(
@@ -55,17 +58,19 @@ def build_optimizer(
     betas: tuple[float, float],
     epsilon: float,
     weight_decay: float,
+    decayed: Decayed = "matrices",
 ) -> torch.optim.Optimizer:
     """Adam or AdamW over the network's trainable parameters.
 
     Weight decay acts on the weights of linear and convolution layers alone: norms, biases and
-    tables (labels, positions) are no maps whose size should be held down.
+    tables (labels, positions) are no maps whose size should be held down. Recipes that decay them
+    too have ``decayed="all"``, which leaves out what a module names in its ``undecayed``.
     """
-    decayed = _matrices(network)
+    names = set(_matrices(network) if decayed == "matrices" else _all_but_undecayed(network))
     trained = [(key, p) for key, p in network.named_parameters() if p.requires_grad]
     groups = [
-        {"params": [p for key, p in trained if key in decayed], "weight_decay": weight_decay},
-        {"params": [p for key, p in trained if key not in decayed], "weight_decay": 0.0},
+        {"params": [p for key, p in trained if key in names], "weight_decay": weight_decay},
+        {"params": [p for key, p in trained if key not in names], "weight_decay": 0.0},
     ]
     kind = torch.optim.AdamW if name == "adamw" else torch.optim.Adam
     # One kernel for all parameters; MPS has it only in recent versions.
@@ -81,6 +86,13 @@ def _matrices(network: nn.Module) -> set[str]:
         for name, module in network.named_modules()
         if isinstance(module, layers)
     }
+
+
+def _all_but_undecayed(network: nn.Module) -> Iterator[str]:
+    for place, module in network.named_modules():
+        for name, _ in module.named_parameters(recurse=False):
+            if name not in getattr(module, "undecayed", ()):
+                yield f"{place}.{name}" if place else name
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

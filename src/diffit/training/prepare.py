@@ -20,6 +20,9 @@ from diffit.training.state import State, fresh_state, restore_newest
 from diffit.training.step import Objective
 from diffit.training.transfer import carry_over, describe, write_report
 
+MAX_TAU = 16.0
+"""Beyond it a sigmoid is 0 or 1 to the seventh digit."""
+
 
 def open_training_data(config: RunConfig) -> Dataset:
     """The images of a run, cropped and resized to what its network takes."""
@@ -47,6 +50,8 @@ def complete(config: RunConfig, dataset: Dataset) -> RunConfig:
             f"{_shape(model.network.shape)}; set data.size and data.channels, or the network's"
         )
     _refuse_missing_inputs(config)
+    _refuse_coarse_weights(config)
+    _refuse_flat_times(config)
     _refuse_sampling(config)
     classes = model.network.classes
     if not classes:
@@ -76,15 +81,24 @@ def begin(
     if config.train.activation_checkpointing:
         state.model.network.activation_checkpointing = True  # type: ignore[assignment]
     if config.train.compile:
-        # In place: the names of the parameters stay what they are.
-        state.model.network.compile()
+        compile_in_place(state.model.network)
     return state, notes
 
 
 def build_objective(state: State, config: RunConfig) -> Objective:
     """What the steps of a run minimise."""
     train = config.train
-    return Objective(state.model, loss_weight(state, config), train.precision, state.scale)
+    weight = loss_weight(state, config)
+    return Objective(
+        state.model, weight, train.precision, state.scale, coarse_weights=train.coarse_weights
+    )
+
+
+def compile_in_place(network: nn.Module) -> None:
+    """Compile what training and sampling call; the names of the parameters stay what they are."""
+    network.compile()
+    if hasattr(network, "pyramid"):
+        network.pyramid = torch.compile(network.pyramid)  # type: ignore[assignment, arg-type]
 
 
 def loss_weight(state: State, config: RunConfig) -> LossWeight | None:
@@ -108,6 +122,37 @@ def _refuse_missing_inputs(config: RunConfig) -> None:
         raise ConfigError(
             "train.label_dropout needs model.network.null_class, the vector for no class; set "
             "train.label_dropout 0"
+        )
+
+
+def _refuse_coarse_weights(config: RunConfig) -> None:
+    """ConfigError unless there is one weight for each coarser resolution of the network."""
+    given = config.train.coarse_weights
+    coarse = getattr(config.model.network, "resolutions", 1) - 1
+    if given is not None and len(given) != coarse:
+        raise ConfigError(
+            f"train.coarse_weights has {len(given)} numbers, but the network predicts at {coarse} "
+            "coarser resolutions; give one for each, or leave it out"
+        )
+
+
+def _refuse_flat_times(config: RunConfig) -> None:
+    """ConfigError if time-dependent norms would see times at which they no longer change."""
+    tau = getattr(config.model.network, "tau", None)
+    if tau is None:
+        return
+    scale, shift = tau
+    formulation = build_formulation(config.model.formulation)
+    ends = torch.tensor([formulation.sigma_min, formulation.sigma_max], dtype=torch.float64)
+    low, high = sorted(formulation.time(ends).tolist())
+    told = [scale * low + shift, scale * high + shift]
+    if max(map(abs, told)) > MAX_TAU:
+        better = 2 / (high - low)
+        raise ConfigError(
+            f"the time-dependent norms would be told times from {told[0]:.3g} to {told[1]:.3g}, "
+            f"where they hardly change; set --model.network.tau-scale {better:.3g} "
+            f"--model.network.tau-shift {-1 - better * low:.3g}, or another "
+            "model.formulation.time, such as log_snr"
         )
 
 

@@ -2,14 +2,14 @@
 
 from typing import Literal, Self
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
 from diffit.config import Settings
 from diffit.data import DataConfig
 from diffit.generation import SamplingConfig
 from diffit.model import ModelConfig
 from diffit.training.ema import AverageConfig
-from diffit.training.optim import Law
+from diffit.training.optim import Decayed, Law
 
 
 class TrainConfig(Settings):
@@ -42,7 +42,9 @@ class TrainConfig(Settings):
     betas: tuple[float, float] = (0.9, 0.999)
     epsilon: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
-    """Acts on the weights of linear and convolution layers alone."""
+    """Shrinks weights towards 0, with AdamW apart from the gradient."""
+    weight_decay_on: Decayed = "matrices"
+    """What it acts on: weights of linear and convolution layers alone, or all parameters."""
     clip: float | None = Field(default=None, gt=0)
     """Largest norm of the gradient; none is no limit."""
 
@@ -51,6 +53,8 @@ class TrainConfig(Settings):
     """Weight of the loss as a function of the noise level."""
     loss_gamma: float | None = Field(default=None, gt=0)
     """Gamma of min-snr (5 by default) or p2 (1 by default)."""
+    coarse_weights: tuple[NonNegativeFloat, ...] | None = None
+    """Loss weights of a network's coarser resolutions, the coarsest first; by default DiMR's."""
     label_dropout: float = Field(default=0.1, ge=0, le=1)
     """Share of images trained without their label, for classifier-free guidance."""
 

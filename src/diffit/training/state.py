@@ -74,6 +74,7 @@ def fresh_state(config: RunConfig, device: torch.device) -> State:
         betas=train.betas,
         epsilon=train.epsilon,
         weight_decay=train.weight_decay,
+        decayed=train.weight_decay_on,
     )
     scale = LossScale(start=FIRST_SCALE) if train.precision == "fp16" else None
     return State(model, optimizer, Averages(model.network, train.ema), scale, Meter())

@@ -1,7 +1,7 @@
 """One step: gradients of a batch in micro-batches, and what happens when they are not finite."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -39,12 +39,14 @@ class Objective:
         weight: of the loss, as a function of the noise level.
         precision: fp32, or automatic mixed precision.
         scale: of the loss, for fp16.
+        coarse_weights: of the loss at coarser resolutions, see `denoising_loss`.
     """
 
     model: Model
     weight: LossWeight | None = None
     precision: Precision = "fp32"
     scale: LossScale | None = None
+    coarse_weights: Sequence[float] | None = None
 
     def losses(self, inputs: Inputs) -> Tensor:
         """(B,) loss of each image."""
@@ -56,6 +58,7 @@ class Objective:
                 inputs.sigma,
                 inputs.label,
                 weight=self.weight,
+                coarse_weights=self.coarse_weights,
                 augment=inputs.augment,
                 keys=inputs.keys,
                 seen=inputs.seen,
