@@ -11,6 +11,7 @@ from torch import Tensor
 
 from diffit import sealed
 from diffit.averages import blend
+from diffit.codecs.autoencoder import AutoencoderConfig, exchange
 from diffit.config import Settings, parse, read_yaml, to_yaml
 from diffit.errors import CheckpointError, ConfigError
 from diffit.generation import SamplingConfig
@@ -29,6 +30,7 @@ def load(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     matrices: torch.dtype | None = None,
+    codec: str | Path | None = None,
 ) -> Model:
     """Read a model from a checkpoint.
 
@@ -40,11 +42,14 @@ def load(
         device: where the model is put.
         dtype: precision of the network; float32 by default.
         matrices: precision of the large matrices alone, see `diffit.model.matrices_of`.
+        codec: folder or hub id of an autoencoder to use in place of the model's own: the same one
+            in another place, or another one of the same latents.
     """
     if is_hub_folder(Path(path)):
         if weights not in (None, "model"):
             raise CheckpointError(f"{path} has no weights {weights!r}; there are: model")
-        return load_folder(Path(path), device=device, dtype=dtype, matrices=matrices)
+        model = load_folder(Path(path), device=device, dtype=dtype, matrices=matrices)
+        return _with_codec(model, codec)
     folder, name, tensors = _find(Path(path), weights)
     state = read_state(folder)
     config, sampling = _read_settings(folder)
@@ -59,6 +64,19 @@ def load(
         "images": state.get("images"),
         "blake2b": file and file["blake2b"],
     }
+    return _with_codec(model, codec)
+
+
+def _with_codec(model: Model, path: str | Path | None) -> Model:
+    if path is None:
+        return model
+    before = model.config.codec
+    if not isinstance(before, AutoencoderConfig):
+        raise CheckpointError(
+            f"{model.provenance['checkpoint']} draws pixels, without an autoencoder; leave the "
+            "codec out"
+        )
+    model.set_codec(exchange(before, str(path), channels=model.shape[0]))
     return model
 
 

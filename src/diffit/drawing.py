@@ -21,7 +21,7 @@ from diffit.errors import DiffitError, UsageError
 from diffit.generation import AUTOCAST
 from diffit.model import Model
 from diffit.samplers import SAMPLERS
-from diffit.samples import Plan, Weights, set_rounding, weights_of
+from diffit.samples import Plan, Weights, weights_of
 from diffit.work import OvertakenError, claimed, draw_unit
 
 Tell = Callable[[float], None]
@@ -63,7 +63,7 @@ def draw_in_processes(
 def load_models(plan: Plan) -> tuple[Model, Model | None]:
     """The model of a plan, and the reference if it has one."""
     model = _load(plan, plan.weights)
-    set_rounding(model, plan.codec["rounding"])
+    model.set_codec(plan.codec)
     return model, None if plan.reference is None else _load(plan, plan.reference)
 
 

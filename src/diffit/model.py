@@ -98,6 +98,11 @@ class Model:
             self.network.to(dtype)
         return self
 
+    def set_codec(self, config: CodecConfig) -> None:
+        """Encode and decode with another codec."""
+        self.config = self.config.model_copy(update={"codec": config})
+        self.codec = build_codec(config)
+
 
 def build_model(config: ModelConfig, *, seed: int = 0) -> Model:
     """A model with fresh weights that depend on ``seed`` alone, on the CPU."""

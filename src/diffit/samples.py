@@ -20,11 +20,10 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
 
 import diffit
 from diffit.claims import turn
-from diffit.codecs import build_codec
+from diffit.codecs import Autoencoder, CodecConfig, PixelsConfig
 from diffit.config import Settings
 from diffit.data.images import read_image
 from diffit.draws import integers
@@ -66,7 +65,7 @@ class Plan(Settings):
     classes: tuple[str, ...]
     """What the labels mean."""
     sampling: SamplingConfig
-    codec: dict[str, Any] = Field(default_factory=dict)
+    codec: CodecConfig = PixelsConfig()
     """Settings of the codec that made pixels of the drawn."""
     device: str
     threads: int
@@ -127,9 +126,17 @@ def versions() -> dict[str, str]:
 
 def set_rounding(model: Model, rounding: Literal["nearest", "down"]) -> None:
     """Let the codec of ``model`` turn values into 0..255 by another rule."""
-    changed = model.config.codec.model_copy(update={"rounding": rounding})
-    model.config = model.config.model_copy(update={"codec": changed})
-    model.codec = build_codec(changed)
+    model.set_codec(model.config.codec.model_copy(update={"rounding": rounding}))
+
+
+def settle_codec(model: Model) -> None:
+    """Read the autoencoder of a model of latents, now rather than after its first image.
+
+    Its hash is noted in the model's configuration; CheckpointError if it cannot be used.
+    """
+    if isinstance(model.codec, Autoencoder):
+        model.set_codec(model.codec.identified())
+        model.codec.module(model.device)
 
 
 def begin(out: Path, plan: Plan) -> None:

@@ -7,6 +7,7 @@ image, below them the attention that the centre token pays to all others, averag
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,8 +17,13 @@ from diffit.generation import Labels, SamplingConfig, check, draw, label_tensor
 from diffit.model import Model
 from diffit.nn.attention import record_attention
 
+T = TypeVar("T")
+
 LAYERS = 6
 """Attention layers that are shown unless told otherwise; evenly spread over the network."""
+
+COLUMNS = 10
+"""Noise levels in the picture."""
 
 
 @dataclass(frozen=True)
@@ -57,22 +63,24 @@ def record(
     settings: SamplingConfig | None = None,
     reference: Model | None = None,
     layers: Sequence[str] | None = None,
+    levels: int | None = None,
 ) -> Trajectory:
     """Draw images and keep what happened on the way; arguments as in `generate`.
 
     Args:
         layers: names of the attention modules to record; by default up to `LAYERS` of them.
+        levels: how many noise levels to keep, evenly spread with both ends; None keeps all.
     """
     chosen = settings or model.sampling or SamplingConfig()
     check(model, chosen, reference)
-    estimates: dict[float, Tensor] = {}
+    clean: dict[float, Tensor] = {}
     attention: dict[float, dict[str, Tensor]] = {}
     names = spread(attention_layers(model.network), LAYERS) if layers is None else layers
     with record_attention(model.network, names) as maps:
 
-        def watch(sigma: float, clean: Tensor) -> None:
+        def watch(sigma: float, estimate: Tensor) -> None:
             # Some solvers ask twice at a level; the second answer is about where they end up.
-            estimates[sigma] = model.codec.decode(clean).cpu()
+            clean[sigma] = estimate.float()
             attention[sigma] = {
                 name: centre(maps[name][: len(seeds)], model.shape[1:]).cpu()
                 for name in names
@@ -81,10 +89,11 @@ def record(
 
         label = label_tensor(model, labels, len(seeds))
         images = draw(model, list(seeds), label, chosen, reference=reference, on_step=watch)
-    sigmas = sorted(estimates, reverse=True)
+    sigmas = spread(sorted(clean, reverse=True), levels or len(clean))
     return Trajectory(
         sigmas=tuple(sigmas),
-        estimates=torch.stack([estimates[sigma] for sigma in sigmas]),
+        # Only what is kept is decoded: an autoencoder may take longer for it than the network.
+        estimates=torch.stack([model.codec.decode(clean[sigma]).cpu() for sigma in sigmas]),
         images=images,
         attention={
             name: torch.stack([attention[s][name] for s in sigmas]) for name in attention[sigmas[0]]
@@ -97,11 +106,11 @@ def attention_layers(network: nn.Module) -> list[str]:
     return [name for name, module in network.named_modules() if hasattr(module, "on_map")]
 
 
-def spread(names: Sequence[str], count: int) -> list[str]:
-    """At most ``count`` of ``names``, evenly spread, with both ends."""
-    if len(names) <= count:
-        return list(names)
-    return [names[round(i * (len(names) - 1) / (count - 1))] for i in range(count)]
+def spread(items: Sequence[T], count: int) -> list[T]:
+    """At most ``count`` of ``items``, evenly spread, with both ends."""
+    if len(items) <= count:
+        return list(items)
+    return [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)]
 
 
 def centre(maps: Tensor, size: Sequence[int]) -> Tensor:
@@ -115,7 +124,7 @@ def centre(maps: Tensor, size: Sequence[int]) -> Tensor:
     return maps[:, :, middle].mean(dim=1).reshape(-1, rows, columns)
 
 
-def picture(trajectory: Trajectory, *, columns: int = 10, rows: int = 4) -> bytes:
+def picture(trajectory: Trajectory, *, columns: int = COLUMNS, rows: int = 4) -> bytes:
     """The path as a PNG: up to ``rows`` images, then the attention of the first of them."""
     # matplotlib takes half a second to import: only who draws shall wait for it.
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -506,7 +506,7 @@ def test_the_official_protocol_is_one_command(
     how = plan.sampling
     assert (how.sampler, how.levels, how.steps) == ("ancestral-learned", "respaced", 4)
     assert (how.guidance, how.guidance_schedule, how.guidance_power) == (4.4, "power-cosine", 4)
-    assert (how.guidance_channels, plan.codec["rounding"]) == (3, "down")
+    assert (how.guidance_channels, plan.codec.rounding) == (3, "down")
     with np.load(out / "samples.npz") as arrays:
         assert arrays["arr_0"].shape == (9, 4, 4, 3)
         assert arrays["arr_1"].tolist() == [plan.label(i) for i in range(9)]

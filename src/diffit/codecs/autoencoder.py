@@ -4,6 +4,7 @@ What a model sees is (z - shift) * scale, where z is the autoencoder's latent; s
 it to about unit size (arXiv:2112.10752, section D.1, and one scale for each kind since).
 """
 
+import warnings
 from collections.abc import Callable
 from typing import Any, Literal, Self
 
@@ -98,6 +99,27 @@ def identify(config: AutoencoderConfig) -> AutoencoderConfig:
     CheckpointError if they are not those that ``config`` names already.
     """
     return Autoencoder(resolve(config)).identified()
+
+
+def exchange(before: AutoencoderConfig, path: str, *, channels: int) -> AutoencoderConfig:
+    """The autoencoder at ``path``, used as ``before`` was; a warning if its weights are others.
+
+    It brings its own scale and shift. CheckpointError if its latents have another shape.
+    """
+    ways = ("precision", "rounding", "slice", "tile")
+    used = {name: getattr(before, name) for name in ways}
+    after = identify(AutoencoderConfig(path=path, **used))
+    if after.channels != channels or before.factor not in (None, after.factor):
+        raise CheckpointError(
+            f"{path} has {after.channels} channels at 1/{after.factor} of the size, but the model "
+            f"{channels} at 1/{before.factor or '?'}; name an autoencoder of the same latents"
+        )
+    if before.weights_hash not in (None, after.weights_hash):
+        warnings.warn(
+            f"{path} is another autoencoder than {before.path}, which the model was trained with",
+            stacklevel=2,
+        )
+    return after
 
 
 class Autoencoder:

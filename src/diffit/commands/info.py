@@ -8,8 +8,10 @@ import tyro
 from pydantic import BaseModel
 
 from diffit.checkpoint import checkpoints, newest, weights_in
+from diffit.codecs import AutoencoderConfig
 from diffit.config import Settings, parse, read_yaml
 from diffit.errors import CheckpointError
+from diffit.model import ModelConfig
 from diffit.networks import NetworkConfig, build_network
 from diffit.networks.count import count_macs, count_parameters
 from diffit.sealed import CONFIG, STATE, DamagedError, read_state, verify
@@ -59,6 +61,7 @@ def _described(config: RunConfig) -> dict[str, str]:
         "network": f"{network.name}, {rows} x {columns}, channels {network.channels}",
         "parameters": f"{_parameters(network):,}",
         "cost": f"{_readable(count_macs(network))} multiplications a forward pass and image",
+        **_images(model),
         "formulation": _differing(model.formulation),
         "classes": classes.strip(),
         "data": config.data.path or "not named yet",
@@ -67,6 +70,19 @@ def _described(config: RunConfig) -> dict[str, str]:
         "averages": ", ".join(train.ema.names) or "none",
         "sampling": _differing(config.sampling, "sampler", "steps"),
     }
+
+
+def _images(model: ModelConfig) -> dict[str, str]:
+    """What a model of latents makes images with, as far as its configuration says."""
+    codec = model.codec
+    if not isinstance(codec, AutoencoderConfig):
+        return {}
+    rows, columns = model.network.shape[1:]
+    facts = {"codec": f"autoencoder {codec.path}"}
+    if codec.factor is not None:
+        facts["codec"] += f" ({codec.kind}), scale {codec.scale}, shift {codec.shift}"
+        facts["images"] = f"{rows * codec.factor} x {columns * codec.factor} pixels"
+    return facts
 
 
 def _stored(folder: Path) -> dict[str, str]:

@@ -30,11 +30,12 @@ from diffit.samples import (
     partial_path,
     read_plan,
     set_rounding,
+    settle_codec,
     write_here,
     write_plan,
 )
 from diffit.training.console import duration
-from diffit.trajectory import picture, record
+from diffit.trajectory import COLUMNS, picture, record
 from diffit.work import check as check_units
 from diffit.work import missing, sweep
 
@@ -53,7 +54,14 @@ def run(args: Args) -> None:
     device = pick_device(args.device)
     # Autocast would make these of the weights again and again, in twice the memory.
     matrices = AUTOCAST[args.sampling.precision]
-    model = load(args.checkpoint, weights=args.weights or None, device=device, matrices=matrices)
+    model = load(
+        args.checkpoint,
+        weights=args.weights or None,
+        device=device,
+        matrices=matrices,
+        codec=args.codec or None,
+    )
+    settle_codec(model)
     if args.rounding is not None:
         set_rounding(model, args.rounding)
     reference = (
@@ -199,5 +207,6 @@ def write_trajectory(out: Path, plan: Plan, model: Model, reference: Model | Non
         labels=[plan.label(i) for i in range(followed)],
         settings=plan.sampling,
         reference=reference,
+        levels=COLUMNS,
     )
     write_here(out / "trajectory.png", picture(path))

@@ -65,6 +65,9 @@ class Args(Settings):
     images depends on it."""
     part: str = ""
     """Draw part i of n alone, such as 2/8: for machines that do not share a folder."""
+    codec: str = ""
+    """Folder or hub id of the autoencoder, where the checkpoint names one that has moved or has
+    another in mind."""
     rounding: Literal["nearest", "down"] | None = None
     """How 0..255 is made of drawn values; by default as the checkpoint has it."""
     npz: bool = False
@@ -136,7 +139,7 @@ def make_plan(args: Args, model: Model, reference: Model | None) -> Plan:
         label_order="uniform" if args.labels == "uniform" else "turns",
         classes=class_names(model),
         sampling=args.sampling,
-        codec=model.config.codec.model_dump(mode="json"),
+        codec=model.config.codec,
         device=model.device.type,
         # A folder goes on with the threads that it was begun with, whatever this machine has.
         threads=args.threads or (before.threads if before else threads_for(model)),

@@ -16,6 +16,7 @@ import torch
 from diffit.checkpoint import candidates
 from diffit.data import Dataset
 from diffit.data.loader import Loader
+from diffit.errors import DiffitError
 from diffit.model import Model, build_model
 from diffit.networks.count import count_parameters
 from diffit.training.console import ConsoleLine
@@ -261,7 +262,8 @@ def picture(run: Run) -> None:
     folder = run.folder / "snapshots" / f"{state.images:012d}"
     try:
         run.on_snapshot(Snapshot(run.folder, folder, state.images, model, run.dataset, run.config))
-    except ValueError as error:  # a young network may draw what is not finite: no reason to end
+    except (ValueError, DiffitError) as error:
+        # A young network may draw what is not finite, an autoencoder be missing: no reason to end.
         run.journal.say(f"no pictures at {state.images} images: {error}")
 
 
