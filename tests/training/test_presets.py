@@ -7,7 +7,7 @@ import torch
 
 from diffit.errors import ConfigError
 from diffit.networks import build_network
-from diffit.networks.count import count_parameters
+from diffit.networks.count import count_macs, count_parameters
 from diffit.training.prepare import complete, open_training_data
 from diffit.training.presets import presets, read_config
 
@@ -35,7 +35,11 @@ def test_the_presets_are_all_there():
     sizes = [f"{k}-{s}-2-256" for k in ("latent-diffit", "dit") for s in ("s", "b", "l", "xl")]
     sizes += [f"latent-diffit-{s}-2-512" for s in ("s", "b", "l", "xl")]
     small = ["diffit-cifar10-small", "diffit-digits", "diffit-patches"]
-    tiny = ["tiny-diffit", "tiny-latent-diffit", "tiny-dit"]
+    sizes += [f"mdt-{s}-2-256" for s in ("s", "b", "l", "xl")]
+    sizes += ["uvit-s-2-cifar10", "uvit-s-4-celeba64", "uvit-s-2-deep-256"]
+    sizes += [f"uvit-{place}" for place in ("m-4-imagenet64", "l-4-imagenet64")]
+    sizes += [f"uvit-{place}" for place in ("l-2-256", "h-2-256", "l-4-512", "h-4-512")]
+    tiny = ["tiny-diffit", "tiny-latent-diffit", "tiny-dit", "tiny-uvit", "tiny-mdt"]
     assert set(NAMES) == {*sizes, *PLAIN, *small, *tiny}
 
 
@@ -53,6 +57,37 @@ def test_the_largest_models_have_the_published_parameters(name):
     assert parameters(read_config(name).model.network) == PUBLISHED[name]
 
 
+@pytest.mark.parametrize(
+    ("name", "millions", "gmacs"),
+    [
+        ("uvit-s-2-cifar10", 44, None),
+        ("uvit-s-2-deep-256", 58, None),
+        ("uvit-m-4-imagenet64", 131, None),
+        ("uvit-l-2-256", 287, 77),
+        ("uvit-h-2-256", 501, 133),
+    ],
+)
+def test_uvit_is_as_large_and_costs_as_much_as_published(name, millions, gmacs):
+    network = read_config(name).model.network
+    assert round(parameters(network) / 1e6) == millions
+    if gmacs:
+        assert count_macs(network) / 1e9 == pytest.approx(gmacs, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "dit"), [("mdt-s-2-256", 33), ("mdt-b-2-256", 130), ("mdt-xl-2-256", 675)]
+)
+def test_mdt_is_a_dit_with_long_skips_and_a_side_block(name, dit):
+    """The published figures of MDTv2 are those of DiT, 33, 130 and 675 million."""
+    network = read_config(name).model.network
+    width, grid = network.width, network.grid[0]
+    skips = (network.depth + network.decoder) // 2 * (2 * width**2 + width)
+    side = 18 * width**2 + 15 * width
+    tables = (network.depth + 1) * network.heads * (2 * grid - 1) ** 2 + 2 * grid**2 * width
+    more = skips + side + tables + width
+    assert (parameters(network) - more) / 1e6 == pytest.approx(dit, abs=0.8)
+
+
 @pytest.mark.parametrize("name", PLAIN)
 def test_image_space_models_have_the_parameters_of_the_paper(name):
     network = read_config(name).model.network
@@ -65,7 +100,7 @@ def test_the_small_one_is_small():
 
 
 @pytest.mark.parametrize(
-    "name", ["diffit-digits", "diffit-patches", "tiny-diffit", "tiny-latent-diffit", "tiny-dit"]
+    "name", ["diffit-digits", "diffit-patches", *(name for name in NAMES if "tiny" in name)]
 )
 def test_presets_with_built_in_data_fit_it(name):
     config = read_config(name)
