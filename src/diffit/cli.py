@@ -19,6 +19,7 @@ VERBS = {
     "sample": "draw images from a checkpoint",
     "evaluate": "measure images against a reference: FID, KID, precision, recall, ...",
     "data": "look at a data set, or pack it: `data inspect`, `data pack`",
+    "convert": "published weights to a model, or a model to other layouts, with a certificate",
     "info": "say what a checkpoint, a run or a preset is",
 }
 """Each verb is the module `diffit.commands.VERB`."""

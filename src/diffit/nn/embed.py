@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from diffit.nn.linear import Linear
 
-TimeFeatures = Literal["dit", "positional", "fourier"]
-"""How a noise level becomes features; see `dit_features`, `positional_features`, `Fourier`."""
+TimeFeatures = Literal["dit", "diffusers", "positional", "fourier"]
+"""How a noise level becomes features: see `dit_features`, of which that in diffusers is a variant,
+`positional_features` and `Fourier`."""
 
 FOURIER_SCALE = 16.0  # standard deviation of the frequencies in the score-SDE and EDM code bases
 
@@ -38,12 +39,17 @@ def sincos_grid(grid: tuple[int, int], width: int) -> Tensor:
     A quarter of the channels each holds sin and cos of the column, then sin and cos of the row, at
     the frequencies 10000^(-k/K), K = C/4. Angles are float64, the result is float32.
     """
+    rows, columns = (torch.arange(side, dtype=torch.float64) for side in grid)
+    return sincos_at(rows, columns, width)
+
+
+def sincos_at(rows: Tensor, columns: Tensor, width: int) -> Tensor:
+    """`sincos_grid` for grid lines at any float64 coordinates."""
     if width % 4:
         raise ValueError(f"width ({width}) must be a multiple of 4 for a 2-D position table")
-    rows, columns = (torch.arange(side, dtype=torch.float64) for side in grid)
     omega = 10000 ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))
-    across = torch.outer(columns, omega).expand(grid[0], -1, -1)
-    down = torch.outer(rows, omega)[:, None].expand(-1, grid[1], -1)
+    across = torch.outer(columns, omega).expand(len(rows), -1, -1)
+    down = torch.outer(rows, omega)[:, None].expand(-1, len(columns), -1)
     table = torch.cat([across.sin(), across.cos(), down.sin(), down.cos()], dim=-1)
     return table.flatten(0, 1).float()
 
@@ -67,11 +73,15 @@ class PositionTable(nn.Module):
         return tokens + self.table
 
 
-def dit_features(time: Tensor, features: int) -> Tensor:
-    """(B,) to (B, M), [cos, sin] at 10000^(-k/(M/2)); an odd M gets a column of zeros."""
+def dit_features(time: Tensor, features: int, *, shift: int = 0) -> Tensor:
+    """(B,) to (B, M), [cos, sin] at 10000^(-k/(M/2 - shift)); an odd M gets a column of zeros.
+
+    DiT's code has shift 0, its port in diffusers 1. Written in the order in which they compute it:
+    at step 999 another rounding of the frequencies would show in the fifth digit.
+    """
     half = features // 2
     k = torch.arange(half, dtype=torch.float32, device=time.device)
-    angle = time.float()[:, None] * torch.exp(-math.log(10000) / half * k)
+    angle = time.float()[:, None] * torch.exp(-math.log(10000) * k / max(half - shift, 1))
     return F.pad(torch.cat([angle.cos(), angle.sin()], dim=-1), (0, features % 2))
 
 
@@ -103,7 +113,7 @@ class TimeEmbedding(nn.Module):
     Args:
         width: channels T of the time token.
         features: channels M of the fixed features; even, except for the kind ``"dit"``.
-        kind: ``"dit"``, ``"positional"`` or ``"fourier"``.
+        kind: ``"dit"``, ``"diffusers"``, ``"positional"`` or ``"fourier"``.
         hidden: units between the two layers; None for ``width``.
         final_silu: end with a SiLU, as EDM's networks do.
     """
@@ -139,8 +149,9 @@ class TimeEmbedding(nn.Module):
         if self.fourier is not None:
             features: Tensor = self.fourier(time)
             return features
-        embed = dit_features if self.kind == "dit" else positional_features
-        return embed(time, self.features)
+        if self.kind == "positional":
+            return positional_features(time, self.features)
+        return dit_features(time, self.features, shift=1 if self.kind == "diffusers" else 0)
 
 
 class LabelEmbedding(nn.Module):

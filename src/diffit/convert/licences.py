@@ -1,0 +1,31 @@
+"""What the published weights may be used for, as their owners say."""
+
+from diffit.config import Settings
+
+
+class Licence(Settings):
+    """Licence of a set of weights."""
+
+    name: str
+    """Short name, such as `cc-by-nc-4.0`; `unknown` if nobody said."""
+    url: str = ""
+    """Where its text is."""
+    note: str = ""
+    """What it restricts, or what is unclear about it, in one sentence without a stop."""
+
+
+NVIDIA = Licence(
+    name="cc-by-nc-sa-4.0",
+    url="https://creativecommons.org/licenses/by-nc-sa/4.0/",
+    note="for non-commercial use only; what is made from it is passed on under the same licence; "
+    "the repository of DiffiT says so, while the model card says nsclv1, also non-commercial",
+)
+META = Licence(
+    name="cc-by-nc-4.0",
+    url="https://creativecommons.org/licenses/by-nc/4.0/",
+    note="for non-commercial use only",
+)
+UNKNOWN = Licence(
+    name="unknown",
+    note="nobody said what these weights may be used for; ask those who trained them",
+)
