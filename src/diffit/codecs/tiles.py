@@ -9,14 +9,18 @@ from torch import Tensor
 OVERLAP = 4
 """Neighbours share at least one part in so many of a tile."""
 
+MARGIN = 4
+"""One part in so many of what they share is left out at the edge of each."""
+
 
 def tiled(
     function: Callable[[Tensor], Tensor], x: Tensor, *, tile: int, multiple: int = 1
 ) -> Tensor:
     """``function`` of x, computed tile by tile: its memory does not grow with x.
 
-    All tiles have one size. Where several lie, their answers are averaged, with weights that fall
-    linearly towards the edge of a tile: no seam remains, only what a tile cannot know of the rest.
+    All tiles have one size. Where two meet, one fades linearly into the other, and what lies next
+    to their edges is left out: a convolution is exact, if it sees no further than a `MARGIN`; of
+    what looks at the whole image no seam remains, only the difference between the tiles.
 
     Args:
         function: (B, C, h, w) to (B, D, h * f, w * f) with a factor f, which may be a fraction.
@@ -32,18 +36,26 @@ def tiled(
         [multiple * i for i in _starts(size // multiple, side // multiple)]
         for size, side in zip(x.shape[2:], sides, strict=True)
     ]
+    if not x.numel():
+        raise ValueError(f"there is nothing to cut into tiles in {tuple(x.shape)}")
     total = weights = torch.empty(0)
     for top, left in product(*starts):
         part = function(x[:, :, top : top + sides[0], left : left + sides[1]])
         factor = part.shape[2] / sides[0]
         if not total.numel():
             height, width = (round(size * factor) for size in x.shape[2:])
-            total, weights = part.new_zeros(*part.shape[:2], height, width), part.new_zeros(1)
+            total = part.new_zeros(*part.shape[:2], height, width)
             weights = part.new_zeros(height, width)
-        share = _ramp(part.shape[2], part)[:, None] * _ramp(part.shape[3], part)
-        rows, columns = _place(top * factor, part.shape[2]), _place(left * factor, part.shape[3])
-        total[:, :, rows, columns] += part * share
-        weights[rows, columns] += share
+        place = tuple(
+            slice(round(start * factor), round(start * factor) + size)
+            for start, size in zip((top, left), part.shape[2:], strict=True)
+        )
+        rows, columns = (
+            _weights(side, whole).to(part) for side, whole in zip(place, weights.shape, strict=True)
+        )
+        share = rows[:, None] * columns
+        total[:, :, place[0], place[1]] += part * share
+        weights[place] += share
     return total / weights
 
 
@@ -55,11 +67,16 @@ def _starts(size: int, tile: int) -> list[int]:
     return [round(i * (size - tile) / (count - 1)) for i in range(count)]
 
 
-def _ramp(size: int, like: Tensor) -> Tensor:
-    """Weights along a side: 1, 2, 3, ..., flat beyond the overlap, ..., 3, 2, 1."""
-    i = torch.arange(1, size + 1, device=like.device)
-    return torch.minimum(i, i.flip(0)).clamp(max=max(1, size // OVERLAP)).to(like)
+def _weights(side: slice, whole: int) -> Tensor:
+    """Weights along one side of a tile: 0 in the margin, rising, 1; and so at the other end.
 
-
-def _place(start: float, size: int) -> slice:
-    return slice(round(start), round(start) + size)
+    At the border of the image there is no neighbour to fade into: there they are 1 to the end.
+    """
+    size = side.stop - side.start
+    overlap = max(1, size // OVERLAP)
+    margin = overlap // MARGIN
+    ramp = (torch.arange(1, size + 1) - margin).clamp(0, overlap - 2 * margin).double()
+    ramp = ramp / (overlap - 2 * margin)
+    rising = ramp if side.start > 0 else torch.ones(size)
+    falling = ramp.flip(0) if side.stop < whole else torch.ones(size)
+    return torch.minimum(rising, falling)
