@@ -15,7 +15,7 @@ from diffit.codecs.autoencoder import AutoencoderConfig, exchange
 from diffit.config import Settings, parse, read_yaml, to_yaml
 from diffit.errors import CheckpointError, ConfigError
 from diffit.generation import SamplingConfig
-from diffit.hub import is_hub_folder, load_folder, read_folder
+from diffit.hub import find, is_hub_folder, load_folder, read_folder
 from diffit.model import Model, ModelConfig, check_shapes, empty_model, fill
 from diffit.sealed import CONFIG, STATE, DamagedError, read_state, read_tensors
 
@@ -35,7 +35,9 @@ def load(
     """Read a model from a checkpoint.
 
     Args:
-        path: a checkpoint, a hub-style folder, or a run, whose newest intact checkpoint is taken.
+        path: a checkpoint, a hub-style folder, a run, whose newest intact checkpoint is taken, or
+            a hub id: `owner/repo`, `owner/repo@revision`, `owner/repo:file.safetensors`. What
+            exists on this machine wins.
         weights: name of the set of weights, such as `model` or `ema-0.9999`; by default the one
             that the checkpoint recommends. A run that kept two power-function averages has
             `ema-power-LENGTH` for any length.
@@ -45,12 +47,13 @@ def load(
         codec: folder or hub id of an autoencoder to use in place of the model's own: the same one
             in another place, or another one of the same latents.
     """
-    if is_hub_folder(Path(path)):
+    path = find(path)
+    if is_hub_folder(path):
         if weights not in (None, "model"):
             raise CheckpointError(f"{path} has no weights {weights!r}; there are: model")
-        model = load_folder(Path(path), device=device, dtype=dtype, matrices=matrices)
+        model = load_folder(path, device=device, dtype=dtype, matrices=matrices)
         return _with_codec(model, codec)
-    folder, name, tensors = _find(Path(path), weights)
+    folder, name, tensors = _find(path, weights)
     state = read_state(folder)
     config, sampling = _read_settings(folder)
     model = empty_model(config)
@@ -82,9 +85,10 @@ def _with_codec(model: Model, path: str | Path | None) -> Model:
 
 def recommended(path: str | Path) -> SamplingConfig:
     """How the model at ``path`` is best sampled; its weights are not read."""
-    if is_hub_folder(Path(path)):
-        return read_folder(Path(path)).sampling
-    for folder in candidates(Path(path)):
+    path = find(path)
+    if is_hub_folder(path):
+        return read_folder(path).sampling
+    for folder in candidates(path):
         try:
             return _read_settings(folder)[1]
         except DamagedError as error:

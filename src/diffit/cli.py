@@ -21,6 +21,7 @@ VERBS = {
     "data": "look at a data set, or pack it: `data inspect`, `data pack`",
     "convert": "published weights to a model, or a model to other layouts, with a certificate",
     "info": "say what a checkpoint, a run or a preset is",
+    "hub": "pass models on: `hub export`, `hub push`, `hub pull`",
 }
 """Each verb is the module `diffit.commands.VERB`."""
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from diffit.config import Settings
 from diffit.errors import CheckpointError
 from diffit.evaluation.resize import area, resize
-from diffit.evaluation.weights import file_sha256
+from diffit.fetch import file_sha256
 
 NAMES = ("digits-cnn", "patches-cnn")
 

@@ -23,7 +23,7 @@ from diffit.data.arrays import UNREADABLE
 from diffit.errors import DataError, UsageError
 from diffit.evaluation.features import Extractor
 from diffit.evaluation.moments import Gaussian
-from diffit.evaluation.weights import file_sha256
+from diffit.fetch import file_sha256
 
 Layout = Literal["adm", "pytorch-fid", "edm"]
 OWN_KEY = "diffit"

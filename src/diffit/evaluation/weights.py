@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from diffit.errors import CheckpointError, UsageError
+from diffit.fetch import cache_folder, file_sha256
 
 INCEPTION_URL = (
     "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
@@ -24,14 +25,6 @@ INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb91
 INCEPTION_BYTES = 95_628_359
 CHUNK = 1 << 20
 PATIENCE_S = 30
-
-
-def cache_folder() -> Path:
-    """Where downloads go: $DIFFIT_CACHE, else $XDG_CACHE_HOME/diffit, else ~/.cache/diffit."""
-    if own := os.environ.get("DIFFIT_CACHE"):
-        return Path(own)
-    shared = os.environ.get("XDG_CACHE_HOME")
-    return (Path(shared) if shared else Path.home() / ".cache") / "diffit"
 
 
 def inception_file(*, download: bool, url: str = INCEPTION_URL) -> Path:
@@ -91,12 +84,6 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise CheckpointError(f"{path} holds no table of tensors by name; name a state dict")
     return state, file_sha256(path)
-
-
-def file_sha256(path: Path) -> str:
-    """The sha256 of a file's bytes, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _download(url: str, path: Path, *, limit: int) -> str:

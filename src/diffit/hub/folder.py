@@ -10,7 +10,6 @@ find out whether the files are intact.
 People may edit the words of `config.json` and `README.md`; weights that do not match are refused.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +24,7 @@ from torch import Tensor
 from diffit import __version__
 from diffit.config import Settings, parse
 from diffit.errors import CheckpointError, ConfigError
+from diffit.fetch import file_sha256
 from diffit.hub.card import Card, render
 from diffit.model import Model, ModelConfig, check_shapes, empty_model, fill
 from diffit.sampling import SamplingConfig
@@ -135,16 +135,17 @@ def verify_folder(folder: Path, content: HubConfig) -> None:
     """CheckpointError unless all weights are as they were written."""
     for name, note in content.files.items():
         if not (folder / name).is_file():
-            raise DamagedError(f"{folder} is damaged: {name} is missing; fetch it again")
+            raise DamagedError(f"{folder} is damaged: {name} is missing; fetch the rest too")
         size = (folder / name).stat().st_size
         if size != note.bytes:
             raise DamagedError(
-                f"{folder} is damaged: {name} has {size} bytes instead of {note.bytes}; fetch it "
-                "again"
+                f"{folder} is damaged: {name} has {size} bytes instead of {note.bytes}; "
+                "remove it and fetch it again"
             )
-        if _sha256(folder / name) != note.sha256:
+        if file_sha256(folder / name) != note.sha256:
             raise DamagedError(
-                f"{folder} is damaged: the checksum of {name} does not match; fetch it again"
+                f"{folder} is damaged: the checksum of {name} does not match; remove it and "
+                "fetch it again"
             )
 
 
@@ -220,9 +221,4 @@ def _json(content: Any) -> str:
 
 
 def _note(path: Path) -> FileNote:
-    return FileNote(bytes=path.stat().st_size, sha256=_sha256(path))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return FileNote(bytes=path.stat().st_size, sha256=file_sha256(path))

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from diffit.checkpoint import candidates
+from diffit.checkpoint import recommended
 from diffit.data import Dataset
 from diffit.data.loader import Loader
 from diffit.errors import DiffitError
@@ -103,7 +103,7 @@ def train(
     (refuse_no_run if resume else refuse_taken)(out)
     refuse_missing(config.train.wandb)
     if config.train.init_from and not resume:
-        candidates(Path(config.train.init_from))
+        recommended(config.train.init_from)  # refused before anything is made
     dataset = open_training_data(config)
     config = complete(config, dataset)
     device = torch.device(device)

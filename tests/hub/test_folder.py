@@ -1,5 +1,6 @@
 """Hub-style folders: written whole, verified when read, and the same model again."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -12,20 +13,12 @@ from safetensors.torch import load_file
 import diffit
 from diffit import sealed
 from diffit.checkpoint import recommended
-from diffit.config import parse
 from diffit.errors import CheckpointError
 from diffit.hub import Card, is_hub_folder, read_folder, write_folder
-from diffit.model import ModelConfig, build_model
+from diffit.model import build_model
 from diffit.networks import NETWORKS
-from diffit.sampling import SamplingConfig
-from tiny import NETWORK
+from tiny_hub import CONFIG, SAMPLING, same, write
 
-CONFIG = parse(
-    ModelConfig,
-    {"network": NETWORK, "class_names": [f"kind {i}" for i in range(10)]},
-    source="test",
-)
-SAMPLING = SamplingConfig(steps=7, guidance=1.5)
 PASSPORT = {
     "figures": [
         {"name": "FID", "value": 12.3456, "samples": 5000,
@@ -35,15 +28,6 @@ PASSPORT = {
     "reference": {"path": "cifar10.npz"},
     "generation": {"sampling": {"sampler": "heun", "steps": 18, "guidance": 1.5}},
 }  # fmt: skip
-
-
-def write(folder, *, config=CONFIG, card=None, **options):
-    network = build_model(config, seed=1).network
-    write_folder(
-        folder, config=config, sampling=SAMPLING, tensors=network.state_dict(),
-        card=card or Card(), **options,
-    )  # fmt: skip
-    return network
 
 
 @pytest.fixture(scope="module")
@@ -61,11 +45,6 @@ def folder(written, tmp_path):
 def edit(folder, **changes):
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-def same(network, other):
-    mine, theirs = network.state_dict(), other.state_dict()
-    return mine.keys() == theirs.keys() and all(torch.equal(mine[k], theirs[k]) for k in mine)
 
 
 @pytest.mark.parametrize("shard_bytes", [5_000_000_000, 20_000])
@@ -151,7 +130,7 @@ def test_a_flipped_bit_a_lost_end_and_a_lost_file_are_found(folder):
     with pytest.raises(CheckpointError, match=r"model\.safetensors has \d+ bytes instead of \d+"):
         diffit.load(folder)
     path.unlink()
-    with pytest.raises(CheckpointError, match=r"model\.safetensors is missing; fetch it again"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is missing; fetch the rest too"):
         diffit.load(folder)
 
 
@@ -168,7 +147,7 @@ def test_weights_that_are_no_safetensors_are_damage(folder):
     (folder / "model.safetensors").write_bytes(b"{" * 100)
     content = json.loads((folder / "config.json").read_text())
     content["files"]["model.safetensors"] = {
-        "bytes": 100, "sha256": __import__("hashlib").sha256(b"{" * 100).hexdigest(),
+        "bytes": 100, "sha256": hashlib.sha256(b"{" * 100).hexdigest(),
     }  # fmt: skip
     edit(folder, files=content["files"])
     with pytest.raises(CheckpointError, match=r"is damaged: model\.safetensors: "):
