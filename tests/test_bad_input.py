@@ -32,7 +32,7 @@ COMMANDS = {
     # words of the command line: the answer
     "smaple": "there is no command 'smaple'; did you mean 'sample'?",
     "--sample": "there is no command '--sample'; did you mean 'sample'?",
-    "''": "there is no command ''; choose from convert, data, demo, evaluate, info, sample, train",
+    "''": "there is no command ''; choose from ..., data, demo, ...",
     "data": "data needs one of: inspect, pack",
     "data unpack x": "there is no command diffit data 'unpack'; did you mean 'pack'?",
     "data inspect": "data inspect: PATH must be given",

@@ -8,6 +8,7 @@ import contextlib
 import multiprocessing
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -79,12 +80,14 @@ def threads(count: int) -> Iterator[None]:
 
 
 def _load(plan: Plan, weights: Weights) -> Model:
-    model = load(
-        weights.checkpoint,
-        weights=weights.name,
-        device=plan.device,
-        matrices=AUTOCAST[plan.sampling.precision],
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # who made the plan was told already
+        model = load(
+            weights.checkpoint,
+            weights=weights.name,
+            device=plan.device,
+            matrices=AUTOCAST[plan.sampling.precision],
+        )
     if weights_of(model).hash != weights.hash:
         raise UsageError(f"{weights.checkpoint} has changed while it was in use; start again")
     return model

@@ -99,7 +99,8 @@ def weights_of(model: Model) -> Weights:
     """What a loaded model says of itself."""
     origin = model.provenance
     return Weights(
-        checkpoint=str(Path(origin["checkpoint"]).resolve()),
+        # Links are kept: the cache of the hub links names to files called by their hash.
+        checkpoint=str(Path(origin["checkpoint"]).absolute()),
         name=origin["weights"],
         # An average that is blended while it is read has no file of its own.
         hash=origin["blake2b"] or _digest(model),

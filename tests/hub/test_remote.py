@@ -91,7 +91,7 @@ def test_what_was_fetched_once_needs_no_connection(stocked, monkeypatch):
     assert find("me/digits") == first
 
 
-def test_without_a_connection_and_a_cache_the_ways_out_are_named(cache, monkeypatch):
+def test_without_a_connection_and_a_cache_the_ways_out_are_named(hub_cache, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     answer = (
         r"no folder me/digits here, config\.json of a repository .* \(HF_HUB_OFFLINE is set\); "
@@ -105,7 +105,7 @@ def test_without_a_connection_and_a_cache_the_ways_out_are_named(cache, monkeypa
         find("me/digits:x.safetensors")
 
 
-def test_the_folder_cache_comes_first_and_needs_no_hub(cache, written, monkeypatch, tmp_path):
+def test_the_folder_cache_comes_first_and_needs_no_hub(hub_cache, written, monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     place = tmp_path / "folder-cache" / "me" / "digits"
     shutil.copytree(written, place)
@@ -115,7 +115,7 @@ def test_the_folder_cache_comes_first_and_needs_no_hub(cache, written, monkeypat
         find("me/digits@v1")
 
 
-def test_an_interrupted_download_goes_on(stocked, cache, monkeypatch):
+def test_an_interrupted_download_goes_on(stocked, monkeypatch):
     get = fetch.Repository.get
 
     def cut(self, file):

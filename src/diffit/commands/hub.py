@@ -16,7 +16,6 @@ from diffit.fetch import parse_id
 from diffit.hub import Card, export, is_hub_folder, pull, push, read_folder
 from diffit.hub.folder import HubConfig
 
-Positional = tyro.conf.Positional
 PRECISIONS = {"as-is": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 
@@ -24,9 +23,9 @@ UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 class Export(Settings):
     """Write a model as a hub-style folder: configuration, safetensors, model card."""
 
-    model: Annotated[Positional[str], tyro.conf.arg(metavar="MODEL")]
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """A run, a checkpoint, a hub-style folder or a hub id."""
-    out: Annotated[Positional[Path], tyro.conf.arg(metavar="OUT")]
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """New folder; an older hub-style folder is replaced."""
     weights: str = ""
     """Set of weights, such as model or ema-0.9999; by default the recommended one."""
@@ -67,9 +66,9 @@ class Export(Settings):
 class Push(Settings):
     """Upload a hub-style folder; the repository is made if there is none."""
 
-    folder: Annotated[Positional[Path], tyro.conf.arg(metavar="FOLDER")]
+    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
     """Written by `diffit hub export`."""
-    repo: Annotated[Positional[str], tyro.conf.arg(metavar="REPO")]
+    repo: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="REPO")]
     """owner/name."""
     private: bool = False
     """Make a new repository private."""
@@ -78,9 +77,9 @@ class Push(Settings):
 class Pull(Settings):
     """Fetch a model that diffit wrote into a folder, and verify it."""
 
-    repo: Annotated[Positional[str], tyro.conf.arg(metavar="REPO")]
+    repo: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="REPO")]
     """owner/name, or owner/name@revision."""
-    out: Annotated[Positional[Path], tyro.conf.arg(metavar="OUT")]
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """New folder."""
 
 

@@ -11,6 +11,9 @@ from diffit.checkpoint import checkpoints, newest, weights_in
 from diffit.codecs import AutoencoderConfig
 from diffit.config import Settings, parse, read_yaml
 from diffit.errors import CheckpointError
+from diffit.hub import find, is_hub_folder, read_folder, verify_folder
+from diffit.hub.card import figures
+from diffit.hub.folder import HubConfig
 from diffit.model import ModelConfig
 from diffit.networks import NetworkConfig, build_network
 from diffit.networks.count import count_macs, count_parameters
@@ -25,19 +28,24 @@ class Args(Settings):
     """Say what a checkpoint, a run or a preset is."""
 
     what: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="WHAT")]
-    """A preset, a configuration file, the folder of a run, or a checkpoint."""
+    """A preset, a configuration file, the folder of a run, a checkpoint, a hub-style folder or a
+    hub id."""
 
 
 def run(args: Args) -> None:
     """Print one fact per line."""
-    path = Path(args.what)
+    path = find(args.what)
     facts: dict[str, str] = {}
-    if path.is_dir():
+    if is_hub_folder(path):
+        content = read_folder(path)
+        config = _of_hub(content)
+        facts |= _passed_on(path, content)
+    elif path.is_dir():
         config = _config_in(path)
         facts |= _stored(path)
     else:
         config = read_config(args.what)
-    facts = _described(config) | facts
+    facts = {name: text for name, text in (_described(config) | facts).items() if text}
     width = max(map(len, facts))
     for name, text in facts.items():
         print(f"{name:{width}}  {text}")
@@ -49,6 +57,36 @@ def _config_in(folder: Path) -> RunConfig:
     settings = read_yaml(folder / CONFIG)
     settings.setdefault("data", {"path": ""})  # an exported model has no data
     return parse(RunConfig, settings, source=str(folder / CONFIG))
+
+
+def _of_hub(content: HubConfig) -> RunConfig:
+    settings = {"model": content.model, "sampling": content.sampling, "data": {"path": ""}}
+    return RunConfig.model_validate(settings)
+
+
+def _passed_on(folder: Path, content: HubConfig) -> dict[str, str]:
+    """What a hub-style folder says of a model beside how it is built."""
+    card = content.card
+    limits = f": {card.restriction}" if card.restriction else ""
+    facts = {
+        "data": str(card.provenance.get("data") or "not told"),
+        "training": f"{images:,} images" if (images := card.provenance.get("images")) else "",
+        "averages": "",
+        "weights": f"{sum(n.bytes for n in content.files.values()):,} bytes in "
+        + ", ".join(name for name in content.files if name.endswith(".safetensors")),
+        "licence": (card.licence or "not named") + limits,
+        "source": card.source,
+    }
+    for passport in card.passports:
+        for name, value, span, samples, reference, how in figures(passport):
+            interval = f" ({span})" if span else ""
+            drawn = f", {how}" if how else ""
+            facts[name] = f"{value}{interval}, {samples} samples against {reference}{drawn}"
+    try:
+        verify_folder(folder, content)
+    except DamagedError as error:
+        facts["damaged"] = str(error)
+    return facts
 
 
 def _described(config: RunConfig) -> dict[str, str]:

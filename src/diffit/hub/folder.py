@@ -11,6 +11,7 @@ People may edit the words of `config.json` and `README.md`; weights that do not 
 """
 
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -156,9 +157,14 @@ def load_folder(
     dtype: torch.dtype | None = None,
     matrices: torch.dtype | None = None,
 ) -> Model:
-    """The model in a hub-style folder, its weights verified, read one tensor after the other."""
+    """The model in a hub-style folder, its weights verified, read one tensor after the other.
+
+    Warns if the licence restricts what one may do with it.
+    """
     content = read_folder(folder)
     verify_folder(folder, content)
+    if restriction := content.card.restriction:
+        warnings.warn(f"these weights are {restriction} ({content.card.licence})", stacklevel=3)
     model = empty_model(content.model)
     shards = [folder / name for name in content.files if name.endswith(".safetensors")]
     check_shapes(model, _shapes(shards, folder), source=str(folder))

@@ -7,7 +7,7 @@ from fake_hub import serving
 
 
 @pytest.fixture
-def cache(tmp_path, monkeypatch):
+def hub_cache(tmp_path, monkeypatch):
     """An empty cache of huggingface-hub and an empty folder cache; no settings of the user."""
     for name in ("HF_HUB_OFFLINE", "HF_TOKEN"):
         monkeypatch.delenv(name, raising=False)
@@ -19,7 +19,7 @@ def cache(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def hub(cache, monkeypatch):
+def hub(hub_cache, monkeypatch):
     """A running hub without repositories."""
     with serving() as running:
         monkeypatch.setenv("HF_ENDPOINT", running.address)
