@@ -16,6 +16,7 @@ NAMES = list(presets())
 PUBLISHED = {
     "latent-diffit-xl-2-256": 561_035_232,
     "latent-diffit-xl-2-512": 562_382_816,
+    "diffit-v2-xl-2-256": 560_651_744,
 }
 PLAIN = {
     "diffit-cifar10": 15_812_651,
@@ -34,6 +35,7 @@ def parameters(network):
 def test_the_presets_are_all_there():
     sizes = [f"{k}-{s}-2-256" for k in ("latent-diffit", "dit") for s in ("s", "b", "l", "xl")]
     sizes += [f"latent-diffit-{s}-2-512" for s in ("s", "b", "l", "xl")]
+    sizes += ["diffit-v2-xl-2-256"]
     small = ["diffit-cifar10-small", "diffit-digits", "diffit-patches"]
     sizes += [f"mdt-{s}-2-256" for s in ("s", "b", "l", "xl")]
     sizes += ["uvit-s-2-cifar10", "uvit-s-4-celeba64", "uvit-s-2-deep-256"]

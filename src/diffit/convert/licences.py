@@ -17,8 +17,8 @@ class Licence(Settings):
 NVIDIA = Licence(
     name="cc-by-nc-sa-4.0",
     url="https://creativecommons.org/licenses/by-nc-sa/4.0/",
-    note="for non-commercial use only; what is made from it is passed on under the same licence; "
-    "the repository of DiffiT says so, while the model card says nsclv1, also non-commercial",
+    note="for non-commercial use only, what is made from it under the same licence; the model card "
+    "names nsclv1 instead",
 )
 META = Licence(
     name="cc-by-nc-4.0",
