@@ -20,6 +20,7 @@ VERBS = {
     "evaluate": "measure images against a reference: FID, KID, precision, recall, ...",
     "data": "look at a data set, or pack it: `data inspect`, `data pack`",
     "convert": "published weights to a model, or a model to other layouts, with a certificate",
+    "report": "explain the gap between two measurements: `report compare`",
     "info": "say what a checkpoint, a run or a preset is",
     "hub": "pass models on: `hub export`, `hub push`, `hub pull`",
 }

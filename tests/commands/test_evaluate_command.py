@@ -129,11 +129,11 @@ def test_an_early_layer_of_inception_is_measured_under_its_own_name(
     argv += ["--weights", str(partial_weights), "--metrics", "fd", "kid", "--out", str(out)]
     assert main([*argv, "--protocol", "adm", "--draws", "0"]) == 0
     passport = read_passport(out)
-    assert [figure.name for figure in passport.figures] == ["FID-64", "KID (inception-64)"]
+    assert [figure.name for figure in passport.figures] == ["FD-64", "KID (inception-64)"]
     assert passport.value("fd") == pytest.approx(0, abs=1e-9)
     assert "samples and reference are the same images" in passport.notes
-    assert passport.features.protocol == "adm"
-    assert "without half-pixel centres" in passport.features.resize
+    assert passport.features[0].protocol == "adm"
+    assert "without half-pixel centres" in passport.features[0].resize
 
 
 def test_adms_layout_is_written_with_positions_and_examples(tmp_path, capsys):
@@ -217,7 +217,7 @@ def test_options_that_contradict_each_other_are_refused(samples, tmp_path, capsy
     assert "--layout adm holds statistics of Inception" in refused(
         capsys, samples, *QUICK, "--write-statistics", new, "--layout", "adm"
     )
-    assert "--weights is for inception; digits-cnn ships with the package" in refused(
+    assert "--weights is for inception; digits-cnn does not take it" in refused(
         capsys, samples, *QUICK, "--weights", new
     )
     assert "--protocol adm is for inception" in refused(

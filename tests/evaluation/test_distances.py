@@ -7,7 +7,7 @@ import pytest
 import scipy.linalg
 import torch
 
-from diffit.evaluation.distances import BLOCK, frechet, kid, kid_of_subsets, squared_distances
+from diffit.evaluation.distances import BLOCK, frechet, frechet_spread, kid, kid_of_subsets
 from diffit.evaluation.moments import Gaussian, Moments
 
 
@@ -140,7 +140,8 @@ def test_kid_refuses_single_images():
         kid(normal(1, 3), normal(4, 3))
 
 
-def test_squared_distances_in_blocks_are_those_of_all_pairs():
-    x, y = normal(BLOCK + 3, 2), normal(11, 2, seed=1)
-    found = torch.cat([square for _, square in squared_distances(x, y)])
-    torch.testing.assert_close(found, torch.cdist(x, y).square(), atol=1e-12, rtol=1e-10)
+def test_the_fast_form_for_spreads_agrees_with_the_exact_one():
+    reference = gaussian_of(normal(300, 30))
+    ones = [gaussian_of(normal(200, 30, seed=seed) * 1.1 + 0.1) for seed in range(1, 4)]
+    exact = torch.tensor([frechet(one, reference) for one in ones], dtype=torch.float64)
+    torch.testing.assert_close(frechet_spread(ones, reference), exact, rtol=1e-9, atol=1e-9)

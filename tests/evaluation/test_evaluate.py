@@ -219,7 +219,7 @@ REFUSED = {
     "strange class": (
         one_class(), DIGITS, {"metrics": ("accuracy",)}, "'cat' is none that digits-cnn knows: 0",
     ),
-    "no metrics": (first(9), DIGITS, {"metrics": ()}, "--metrics names none; choose from fd, kid"),
+    "no metrics": (first(9), DIGITS, {"metrics": ()}, "--metrics names none; choose from fd, sfd"),
 }  # fmt: skip
 
 

@@ -5,8 +5,9 @@ import torch
 from safetensors.torch import save_file
 
 from diffit.errors import CheckpointError, UsageError
-from diffit.evaluation.features import NAMES, PROTOCOLS, UNVERIFIED, open_features
+from diffit.evaluation.features import NAMES, UNVERIFIED, open_features
 from diffit.evaluation.inception import Inception
+from diffit.evaluation.pixels import PROTOCOLS
 from diffit.evaluation.weights import file_sha256
 
 
@@ -28,14 +29,16 @@ IMAGES = torch.randint(
 def test_only_inceptions_2048_features_are_called_fid(files):
     titles = {}
     for name in NAMES:
+        if name == "dinov2":
+            continue  # needs weights of its own
         file = files / "whole.safetensors" if name.startswith("inception") else None
         extractor = open_features(name, weights_file=file)
         titles[name] = extractor.title("fd"), extractor.title("kid"), extractor.title("recall")
     assert titles == {
         "inception": ("FID", "KID", "recall"),
-        "inception-64": ("FID-64", "KID (inception-64)", "recall (inception-64)"),
-        "inception-192": ("FID-192", "KID (inception-192)", "recall (inception-192)"),
-        "inception-768": ("FID-768", "KID (inception-768)", "recall (inception-768)"),
+        "inception-64": ("FD-64", "KID (inception-64)", "recall (inception-64)"),
+        "inception-192": ("FD-192", "KID (inception-192)", "recall (inception-192)"),
+        "inception-768": ("FD-768", "KID (inception-768)", "recall (inception-768)"),
         "inception-mixed_7a": (
             "FD-mixed_7a-1280", "KID (inception-mixed_7a)", "recall (inception-mixed_7a)",
         ),
@@ -102,8 +105,8 @@ def test_images_of_another_kind_are_refused():
 def test_unknown_names_and_missing_weights_are_refused(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="'digit-cnn' is unknown; did you mean 'digits-cnn'"):
         open_features("digit-cnn")
-    with pytest.raises(UsageError, match="--protocol 'clean' is unknown"):
-        open_features("inception", protocol="clean")
+    with pytest.raises(UsageError, match="--protocol 'tidy' is unknown"):
+        open_features("inception", protocol="tidy")
     monkeypatch.setenv("DIFFIT_CACHE", str(tmp_path))
     with pytest.raises(UsageError, match="the Inception weights are not on this machine"):
         open_features("inception")

@@ -22,6 +22,8 @@ PASSPORT = Passport(
         Figure(
             name="KID (digits-cnn)",
             metric="kid",
+            features="digits-cnn",
+            protocol="area",
             value=-0.25,
             interval=Interval(low=-0.5, high=0.125, method="by hand"),
             samples=10,
@@ -32,7 +34,7 @@ PASSPORT = Passport(
     ),
     samples=Images(path="runs/a", kind="images", count=10, shape=(1, 8, 8), hash="aa"),
     reference=Images(path="r.npz", kind="statistics", count=None, shape=None, hash="bb"),
-    features=FeatureInfo(name="digits-cnn", dims=64, hash="cc", protocol="area", resize="to 8"),
+    features=(FeatureInfo(name="digits-cnn", dims=64, hash="cc", protocol="area", resize="to 8"),),
     generation={"seed": 3, "sampling": {"steps": 18, "sampler": "heun", "guidance": 1.5}},
     seed=0,
     versions=versions(),
@@ -61,7 +63,7 @@ def test_other_files_are_refused(tmp_path):
     with pytest.raises(DataError, match="must hold a JSON object"):
         read_passport(path)
     path.write_text('{"format": "diffit-passport-9"}')
-    with pytest.raises(DataError, match="no passport of format diffit-passport-1"):
+    with pytest.raises(DataError, match="no passport of format diffit-passport-2"):
         read_passport(path)
     data = PASSPORT.model_dump(mode="json")
     data["figures"][0]["value"] = "low"

@@ -23,10 +23,20 @@ from diffit.config import Settings
 from diffit.data import Dataset, open_dataset
 from diffit.distributed import pick_device
 from diffit.errors import UsageError
-from diffit.evaluation import EvaluationConfig, compare, measure_samples, open_features, plan
+from diffit.evaluation import (
+    EvaluationConfig,
+    compare,
+    measure_samples,
+    open_cache,
+    open_features,
+    plan_all,
+)
+from diffit.evaluation.cache import FeatureCache
+from diffit.evaluation.dino import LARGE
 from diffit.evaluation.features import Extractor
-from diffit.evaluation.measuring import measure
+from diffit.evaluation.measuring import Request, measure_all
 from diffit.evaluation.passport import Passport, read_generation, write_passport
+from diffit.evaluation.pixels import named_protocols
 from diffit.evaluation.protocols import (
     Layout,
     Statistics,
@@ -46,14 +56,22 @@ class Args(Settings):
     reference: str | None = None
     """Real images, or an npz with their statistics (ADM, pytorch-fid or EDM layout)."""
     features: str = "inception"
-    """What turns images into vectors: inception (FID), inception-768 and other early layers, or
-    the small classifiers digits-cnn and patches-cnn, which ship with the package."""
-    protocol: Literal["pytorch-fid", "adm", "edm"] = "pytorch-fid"
-    """How images are resized for Inception; figures of different protocols do not compare."""
+    """What turns images into vectors: inception (FID), inception-768 and other early layers,
+    dinov2, or the small classifiers digits-cnn and patches-cnn, which ship with the package;
+    several with commas between them are measured in one pass."""
+    protocol: str = "pytorch-fid"
+    """How images are resized for Inception: adm, pytorch-fid, clean, edm, several with commas
+    between them, or all. Figures of different protocols do not compare."""
     weights: Path | None = None
     """File of Inception's weights, .pth as pytorch-fid has it or .safetensors."""
+    dino: str = LARGE
+    """Folder or hub id of DINOv2's weights."""
     download: bool = False
-    """Fetch Inception's weights (91 MiB) if they are not on this machine."""
+    """Fetch weights that are not on this machine: Inception's 91 MiB, DINOv2's 1.2 GB."""
+    processes: int = Field(default=1, ge=1, le=1024)
+    """Compute features in so many processes with one thread each; on a CPU."""
+    cache: bool = True
+    """Keep the features of Inception and DINOv2, and use those that were kept."""
     size: int | None = Field(default=None, ge=1, le=4096)
     """Crop and resize the reference to this side, as training does."""
     channels: Literal[1, 3] | None = None
@@ -72,40 +90,76 @@ class Args(Settings):
 def run(args: Args) -> None:
     """Refuse what cannot work, measure, write, print."""
     _check_files(args)
-    features = open_features(
-        args.features,
-        weights_file=args.weights,
-        protocol=args.protocol,
-        download=args.download,
-        device=pick_device(args.device),
-    )
-    _check_layout(args, features)
+    extractors = _extractors(args)
+    _check_layout(args, extractors)
     images, record = find_samples(args.samples)
     generation = read_generation(record)
     samples = open_dataset(images, channels=args.channels)
     _check_complete(args.samples, samples, generation)
     reference = None if args.reference is None else _open_reference(args, args.reference)
+    cache = open_cache() if args.cache else None
     if reference is None:
-        _only_statistics(args, features, samples)
-        return
-    what = plan(samples, reference, features, args.measure)
+        _only_statistics(args, extractors[0], samples, cache)
+    else:
+        _compare(args, extractors, samples, reference, generation, cache)
+    if cache is not None:
+        cache.trim()
+
+
+def _compare(
+    args: Args,
+    extractors: list[Extractor],
+    samples: Dataset,
+    reference: Dataset | Statistics,
+    generation: dict[str, Any],
+    cache: FeatureCache | None,
+) -> None:
+    plans = plan_all(samples, reference, extractors, args.measure)
     with _Bars() as bars:
         ours = measure_samples(
-            what, samples, path=args.samples, spatial=_spatial(args), progress=bars.show
+            plans,
+            samples,
+            path=args.samples,
+            spatial=_spatial(args),
+            processes=args.processes,
+            cache=cache,
+            progress=bars.show,
         )
         if args.write_statistics is not None:
-            _write(args, args.write_statistics, ours.statistics(features), samples)
+            _write(args, args.write_statistics, ours[0].statistics(extractors[0]), samples)
         passport = compare(
-            what,
+            plans,
             ours,
             reference,
             path=str(args.reference),
             generation=generation,
+            processes=args.processes,
+            cache=cache,
             progress=bars.show,
         )
     if args.out is not None:
         write_passport(args.out, passport)
     show(passport, Console())
+
+
+def _extractors(args: Args) -> list[Extractor]:
+    """Each of the features, Inception's under each of the protocols."""
+    device = pick_device(args.device)
+    found = []
+    for name in dict.fromkeys(part.strip() for part in args.features.split(",")):
+        several = name.startswith("inception")
+        for protocol in named_protocols(args.protocol) if several else ("pytorch-fid",):
+            found.append(
+                open_features(
+                    name,
+                    weights_file=args.weights if several else None,
+                    protocol=protocol,
+                    dino=args.dino,
+                    download=args.download,
+                    device=device,
+                )
+            )
+    return found
 
 
 def find_samples(name: str) -> tuple[str, Path | None]:
@@ -125,6 +179,9 @@ def show(passport: Passport, console: Console) -> None:
     """The figures as a table, and what a reader must know of them."""
     table = Table()
     table.add_column("figure")
+    several = len(passport.features) > 1
+    if several:
+        table.add_column("protocol")
     table.add_column("value", justify="right")
     table.add_column("95 % interval", justify="right", no_wrap=True)
     table.add_column("samples", justify="right")
@@ -133,12 +190,17 @@ def show(passport: Passport, console: Console) -> None:
         span = figure.interval
         table.add_row(
             figure.name,
+            *([figure.protocol] if several else []),
             f"{figure.value:.4g}",
             "" if span is None else f"{span.low:.4g} .. {span.high:.4g}",
             str(figure.samples),
             "" if figure.reference is None else str(figure.reference),
         )
     console.print(table)
+    for info in passport.features if several else ():
+        used = f"; {info.used}" if info.used else ""
+        text = f"{info.protocol} ({info.name}): {info.resize}{used}"
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
     for note in passport.notes:
         console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
 
@@ -160,13 +222,16 @@ def _check_files(args: Args) -> None:
             raise UsageError(f"{option} {path} cannot be written there; name another folder")
     if args.write_statistics is not None and args.write_statistics.suffix != ".npz":
         raise UsageError(f"--write-statistics {args.write_statistics} must end in .npz")
-    if not args.features.startswith("inception"):
+    named_protocols(args.protocol)
+    if not any(name.strip().startswith("inception") for name in args.features.split(",")):
         if args.weights is not None:
-            raise UsageError(f"--weights is for inception; {args.features} ships with the package")
+            raise UsageError(f"--weights is for inception; {args.features} does not take it")
         if args.protocol != "pytorch-fid":
             raise UsageError(
                 f"--protocol {args.protocol} is for inception; {args.features} has one resizing"
             )
+    if args.processes > 1 and pick_device(args.device).type != "cpu":
+        raise UsageError("--processes is for CPUs; a GPU is faster alone: leave it out")
 
 
 def _check_complete(name: str, samples: Dataset, generation: dict[str, Any]) -> None:
@@ -177,8 +242,12 @@ def _check_complete(name: str, samples: Dataset, generation: dict[str, Any]) -> 
         )
 
 
-def _check_layout(args: Args, features: Extractor) -> None:
-    if _spatial(args) and (features.name != "inception" or args.protocol != "adm"):
+def _check_layout(args: Args, extractors: list[Extractor]) -> None:
+    if args.write_statistics is not None and len(extractors) > 1:
+        raise UsageError(
+            "--write-statistics is for one resizing; name one --features and one --protocol"
+        )
+    if _spatial(args) and (extractors[0].name != "inception" or args.protocol != "adm"):
         raise UsageError(
             "--layout adm holds statistics of Inception under ADM's resizing; add --features "
             "inception --protocol adm, or choose --layout pytorch-fid"
@@ -201,19 +270,21 @@ def _open_reference(args: Args, name: str) -> Dataset | Statistics:
     return replace(statistics, images=open_dataset(name, channels=args.channels, labels=False))
 
 
-def _only_statistics(args: Args, features: Extractor, samples: Dataset) -> None:
+def _only_statistics(
+    args: Args, features: Extractor, samples: Dataset, cache: FeatureCache | None
+) -> None:
     if args.write_statistics is None:
         raise ValueError("without a reference there must be statistics to write")
     if len(samples) < 2:
         raise UsageError(f"{args.samples} holds one image; statistics need 2 or more")
     with _Bars() as bars:
-        ours = measure(
+        (ours,) = measure_all(
             samples,
-            features,
+            [Request(features, groups=1, spatial=_spatial(args))],
             path=args.samples,
-            groups=1,
-            spatial=_spatial(args),
             batch=args.measure.batch,
+            processes=args.processes,
+            cache=cache,
             name="images",
             progress=bars.show,
         )

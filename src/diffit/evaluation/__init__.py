@@ -7,13 +7,14 @@ Nothing here knows of models: samples are images, from `open_dataset` or, in mem
 `diffit.data.Arrays`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from diffit.data import Dataset
+from diffit.evaluation.cache import FeatureCache, open_cache
 from diffit.evaluation.features import Extractor, open_features
 from diffit.evaluation.figures import (
     MANIFOLD,
@@ -23,11 +24,19 @@ from diffit.evaluation.figures import (
     frechet_figure,
     kid_figure,
     manifold_figures,
+    score_figure,
+    spatial_figure,
 )
-from diffit.evaluation.measuring import GROUPS, Measured, Progress, measure
+from diffit.evaluation.measuring import GROUPS, Measured, Progress, Request, measure_all
 from diffit.evaluation.moments import Gaussian
 from diffit.evaluation.passport import FeatureInfo, Figure, Images, Passport, versions
-from diffit.evaluation.planning import EvaluationConfig, Plan, plan
+from diffit.evaluation.planning import (
+    REFERENCE_KEEP,
+    EvaluationConfig,
+    Plan,
+    plan,
+    plan_all,
+)
 from diffit.evaluation.protocols import Statistics
 
 __all__ = [
@@ -40,8 +49,10 @@ __all__ = [
     "compare",
     "evaluate",
     "measure_samples",
+    "open_cache",
     "open_features",
     "plan",
+    "plan_all",
 ]
 
 FEW = 10_000
@@ -52,11 +63,13 @@ def evaluate(
     samples: Dataset,
     reference: Dataset | Statistics,
     *,
-    features: Extractor,
+    features: Extractor | Sequence[Extractor],
     config: EvaluationConfig | None = None,
     samples_path: str = "",
     reference_path: str = "",
     generation: Mapping[str, Any] | None = None,
+    processes: int = 1,
+    cache: FeatureCache | None = None,
     progress: Progress | None = None,
 ) -> Passport:
     """Measure samples against a reference; UsageError if that cannot be done as asked.
@@ -64,82 +77,120 @@ def evaluate(
     Args:
         samples: generated images; their labels serve the accuracy.
         reference: real images of the same shape, or statistics of their features.
-        features: what turns images into vectors, from `open_features`.
+        features: what turns images into vectors, from `open_features`; several for several
+            protocols, for which the images are read once.
         config: which figures, and how.
         samples_path: where the samples came from, for the passport; likewise ``reference_path``.
         generation: how the samples were drawn, for the passport.
+        processes: that compute features.
+        cache: where features are kept for another day.
         progress: called after every batch.
     """
-    what = plan(samples, reference, features, config or EvaluationConfig())
-    ours = measure_samples(what, samples, path=samples_path, progress=progress)
+    listed = [features] if isinstance(features, Extractor) else list(features)
+    plans = plan_all(samples, reference, listed, config or EvaluationConfig())
+    ours = measure_samples(
+        plans, samples, path=samples_path, processes=processes, cache=cache, progress=progress
+    )
     return compare(
-        what,
+        plans,
         ours,
         reference,
         path=reference_path,
         generation=generation or {},
+        processes=processes,
+        cache=cache,
         progress=progress,
     )
 
 
 def measure_samples(
-    what: Plan,
+    plans: Sequence[Plan],
     samples: Dataset,
     *,
     path: str = "",
     spatial: bool = False,
+    processes: int = 1,
+    cache: FeatureCache | None = None,
     progress: Progress | None = None,
-) -> Measured:
-    """One pass over the samples, which remembers what the figures and their intervals need."""
-    config, bootstrap = what.config, what.bootstraps(len(samples))
-    return measure(
+) -> list[Measured]:
+    """One pass over the samples, which remembers what the figures and their intervals need.
+
+    ``spatial`` asks for the spatial features even if no figure needs them.
+    """
+    config = plans[0].config
+    return measure_all(
         samples,
-        what.features,
+        [_of_samples(what, len(samples), spatial) for what in plans],
         path=path,
-        keep=config.keep if what.pairs or (config.draws and bootstrap) else 0,
-        groups=GROUPS if config.draws and not bootstrap else 1,
-        spatial=spatial,
         batch=config.batch,
         seed=config.seed,
+        processes=processes,
+        cache=cache,
         name="samples",
         progress=progress,
     )
 
 
+def _of_samples(what: Plan, count: int, spatial: bool) -> Request:
+    config, bootstrap = what.config, what.bootstraps(count)
+    return Request(
+        what.features,
+        keep=config.keep if what.pairs or (config.draws and bootstrap) else 0,
+        groups=GROUPS if config.draws and not bootstrap else 1,
+        spatial=spatial or "sfd" in what.metrics,
+        scores="is" in what.metrics,
+    )
+
+
 def compare(
-    what: Plan,
-    ours: Measured,
+    plans: Sequence[Plan],
+    ours: Sequence[Measured],
     reference: Dataset | Statistics,
     *,
     path: str = "",
     generation: Mapping[str, Any],
+    processes: int = 1,
+    cache: FeatureCache | None = None,
     progress: Progress | None = None,
 ) -> Passport:
     """The passport of measured samples against a reference, which is measured as far as needed."""
     known = reference if isinstance(reference, Statistics) else None
     images = reference.images if isinstance(reference, Statistics) else reference
-    theirs: Measured | None = None
-    if images is not None and (what.pairs or known is None):
-        theirs = measure(
+    theirs: list[Measured] | list[None] = [None] * len(plans)
+    config = plans[0].config
+    if images is not None and (known is None or any(what.pairs for what in plans)):
+        theirs = measure_all(
             images,
-            what.features,
+            [
+                Request(
+                    what.features,
+                    keep=min(config.keep, REFERENCE_KEEP) if what.pairs else 0,
+                    groups=1,
+                    spatial="sfd" in what.metrics and known is None,
+                )
+                for what in plans
+            ],
             path=path,
-            keep=what.config.keep if what.pairs else 0,
-            groups=1,
-            batch=what.config.batch,
-            seed=what.config.seed,
+            batch=config.batch,
+            seed=config.seed,
+            processes=processes,
+            cache=cache,
             name="reference",
             progress=progress,
         )
+    sides = list(zip(plans, ours, theirs, strict=True))
+    notes = [note for what, mine, other in sides for note in _notes(what, mine, other, known)]
+    if len(plans) > 1:
+        notes.append("figures of different protocols or features do not compare with each other")
     return Passport(
-        figures=_figures(what, ours, theirs, known),
-        samples=_side(ours),
-        reference=_known_side(known) if known else _side(theirs),
-        features=_feature_info(what.features),
+        figures=tuple(f for what, mine, other in sides for f in _figures(what, mine, other, known)),
+        samples=_side(ours[0]),
+        reference=_known_side(known) if known else _side(theirs[0]),
+        features=tuple(_feature_info(what.features) for what in plans),
         generation=dict(generation),
-        seed=what.config.seed,
+        seed=config.seed,
         versions=versions(),
-        notes=tuple(_notes(what, ours, theirs, known)),
+        notes=tuple(dict.fromkeys(notes)),
     )
 
 
@@ -152,6 +203,11 @@ def _figures(
     if "fd" in what.metrics:
         pool, count = _reference_moments(theirs, known)
         figures["fd"] = frechet_figure(ours, pool, count, features, draws)
+    if "sfd" in what.metrics:
+        spatial, count = _spatial_moments(theirs, known)
+        figures["sfd"] = spatial_figure(ours, spatial, count, features)
+    if "is" in what.metrics:
+        figures["is"] = score_figure(ours, features)
     if what.pairs:
         kept = _needed(ours.kept), _needed(theirs.kept if theirs else None)
         if "kid" in what.metrics:
@@ -164,6 +220,16 @@ def _figures(
         wanted = numbers[_needed(ours.labels)]
         figures["accuracy"] = accuracy_figure(_needed(ours.predicted), wanted, features, draws)
     return tuple(figures[metric] for metric in what.metrics)
+
+
+def _spatial_moments(
+    theirs: Measured | None, known: Statistics | None
+) -> tuple[Gaussian, int | None]:
+    if known is not None and known.spatial is not None:
+        return known.spatial, known.count
+    if theirs is None or theirs.spatial is None:
+        raise ValueError("sFID needs the spatial features of the reference")
+    return theirs.spatial.gaussian(), theirs.count
 
 
 def _reference_moments(
@@ -195,6 +261,7 @@ def _feature_info(features: Extractor) -> FeatureInfo:
         hash=features.hash,
         protocol=features.protocol,
         resize=features.resize,
+        used=features.used,
     )
 
 

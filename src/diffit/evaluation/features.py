@@ -4,7 +4,8 @@ An extractor is a parameter of every figure; its name, weights and resizing are 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,16 +15,15 @@ from torch import Tensor
 
 from diffit.config import nearest
 from diffit.errors import CheckpointError, UsageError
-from diffit.evaluation import classifiers, weights
+from diffit.evaluation import classifiers, dino, weights
 from diffit.evaluation.inception import LAYERS, PARTIAL, SPATIAL, Inception, Taps, fold
-from diffit.evaluation.resize import Rows, half_pixel, legacy, resize
+from diffit.evaluation.pixels import DINO_TEXT, PROTOCOLS, Protocol, for_dino
 
-INPUT = 299
 UNVERIFIED = "last blocks unverified"
 """The note on results of Inception's blocks Mixed_7b and Mixed_7c and its classifier, until these
 have been compared with another implementation on real weights. The others have been."""
 INCEPTION_NAMES = ("inception", *(f"inception-{layer}" for layer in LAYERS if layer != "2048"))
-NAMES = (*INCEPTION_NAMES, *classifiers.NAMES)
+NAMES = (*INCEPTION_NAMES, "dinov2", *classifiers.NAMES)
 
 
 class Features(NamedTuple):
@@ -37,28 +37,14 @@ class Features(NamedTuple):
     """(B, S) features by position, where the network has them."""
 
 
-@dataclass(frozen=True)
-class Protocol:
-    """How an image is brought before Inception: resized to 299, then (x - shift) / scale."""
+class Recipe(NamedTuple):
+    """The arguments of `open_features`, so that another process can open the same extractor."""
 
-    rows: Rows
-    shift: float
-    scale: float
-    text: str
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) uint8 to (B, 3, 299, 299) float32; grey is repeated."""
-        x = (resize(images, INPUT, self.rows) - self.shift) / self.scale
-        return x.expand(-1, 3, -1, -1)
-
-
-_LEGACY = Protocol(legacy, 128, 128, "bilinear without half-pixel centres (TensorFlow 1) to 299")
-PROTOCOLS = {
-    "pytorch-fid": Protocol(half_pixel, 127.5, 127.5, "bilinear with half-pixel centres to 299"),
-    "adm": _LEGACY,
-    # EDM's detector reproduces the graph's own resizing: the same numbers by another route.
-    "edm": _LEGACY,
-}
+    name: str
+    weights_file: Path | None
+    protocol: str
+    dino: str
+    device: str
 
 
 @dataclass(frozen=True)
@@ -83,6 +69,15 @@ class Extractor:
     """Dimensions of the spatial features, 0 where there are none."""
     function: Callable[[Tensor], Features]
     device: torch.device
+    scores: bool = False
+    """Whether `logits` are those of the Inception Score."""
+    costly: bool = False
+    """Whether features are worth keeping for another day."""
+    rule: str = ""
+    """What decides the numbers beside name and weights: protocols may agree in it."""
+    used: str = ""
+    """Whose figures are measured this way."""
+    recipe: Recipe | None = None
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Features:
@@ -93,11 +88,18 @@ class Extractor:
             )
         return self.function(images.to(self.device))
 
+    @property
+    def identity(self) -> str:
+        """Extractors of one identity give the same numbers."""
+        return f"{self.name} {self.hash} {self.rule or self.protocol} {self.device.type}"
+
     def title(self, metric: str) -> str:
         """The full name of a figure over these features, e.g. `FID` or `KID (digits-cnn)`."""
         if metric == "fd":
             return self.distance
-        return (metric.upper() if metric == "kid" else metric) + self.suffix
+        if metric == "sfd":
+            return "FD-mixed_6d-spatial" if self.suffix else "sFID"
+        return (metric.upper() if metric in ("kid", "is") else metric) + self.suffix
 
 
 def open_features(
@@ -105,6 +107,7 @@ def open_features(
     *,
     weights_file: Path | None = None,
     protocol: str = "pytorch-fid",
+    dino: str = dino.LARGE,
     download: bool = False,
     device: torch.device | str = "cpu",
 ) -> Extractor:
@@ -112,10 +115,11 @@ def open_features(
 
     Args:
         name: `inception` for the 2048 features of FID, `inception-768` and the like for those of
-            an earlier layer, or a small classifier that ships with the package.
+            an earlier layer, `dinov2`, or a small classifier that ships with the package.
         weights_file: file of the weights; None takes the shipped or cached one.
         protocol: a name in `PROTOCOLS`; for Inception alone.
-        download: fetch Inception's weights if they are not cached.
+        dino: folder or hub id of DINOv2's weights.
+        download: fetch weights that are not cached.
     """
     if name not in NAMES:
         raise UsageError(f"--features {name!r} is unknown; {nearest(name, list(NAMES))}")
@@ -123,10 +127,14 @@ def open_features(
         raise UsageError(
             f"--protocol {protocol!r} is unknown; {nearest(protocol, list(PROTOCOLS))}"
         )
+    recipe = Recipe(name, weights_file, protocol, dino, str(device))
     if name in classifiers.NAMES:
-        return _classifier(name, weights_file or classifiers.shipped(name), torch.device(device))
+        path = weights_file or classifiers.shipped(name)
+        return replace(_classifier(name, path, torch.device(device)), recipe=recipe)
+    if name == "dinov2":
+        return replace(_dinov2(dino, torch.device(device), download=download), recipe=recipe)
     path = weights_file or weights.inception_file(download=download)
-    return _inception(name, path, protocol, torch.device(device))
+    return replace(_inception(name, path, protocol, torch.device(device)), recipe=recipe)
 
 
 def load_inception(path: Path) -> tuple[Inception, str]:
@@ -144,20 +152,46 @@ def load_inception(path: Path) -> tuple[Inception, str]:
     return network.eval(), digest
 
 
-def _inception(name: str, path: Path, protocol: str, device: torch.device) -> Extractor:
+class _Tapped:
+    """Inception behind one protocol; layers of the same images share a pass."""
+
+    def __init__(self, network: Inception, rule: Protocol) -> None:
+        self._network, self._rule = network, rule
+        self._last: tuple[Tensor, Taps] | None = None
+
+    def __call__(self, images: Tensor) -> Taps:
+        if self._last is None or self._last[0] is not images:
+            # Convolutions on CPUs are about twice as fast in this memory layout.
+            x = self._rule(images).contiguous(memory_format=torch.channels_last)
+            self._last = images, self._network(x)
+        return self._last[1]
+
+
+@lru_cache(maxsize=2)
+def _loaded(path: Path, _changed: int, device: torch.device) -> tuple[Inception, str]:
     network, digest = load_inception(path)
+    return network.to(device), digest
+
+
+@lru_cache(maxsize=8)
+def _tapped(network: Inception, protocol: str) -> _Tapped:
+    return _Tapped(network, PROTOCOLS[protocol])
+
+
+def _inception(name: str, path: Path, protocol: str, device: torch.device) -> Extractor:
+    if not path.is_file():
+        weights.read_weights(path)  # says what is wrong
+    network, digest = _loaded(path, path.stat().st_mtime_ns, device)
     layer = name.removeprefix("inception").removeprefix("-") or "2048"
     if layer == "2048" and network.partial:
         raise UsageError(
             f"{path} ends at Mixed_7a and gives no 2048 features; choose --features "
             f"inception-768 or inception-{PARTIAL}, which are not FID, or give the whole weights"
         )
-    network.to(device)
-    rule = PROTOCOLS[protocol]
+    rule, tapped = PROTOCOLS[protocol], _tapped(network, protocol)
 
     def function(images: Tensor) -> Features:
-        # Convolutions on CPUs are about twice as fast in this memory layout.
-        taps: Taps = network(rule(images).contiguous(memory_format=torch.channels_last))
+        taps = tapped(images)
         return Features(taps.pools[layer], taps.logits, taps.spatial)
 
     return Extractor(
@@ -166,6 +200,10 @@ def _inception(name: str, path: Path, protocol: str, device: torch.device) -> Ex
         hash=digest,
         protocol=protocol,
         resize=rule.text,
+        rule=rule.resizing,
+        used=rule.used,
+        scores=layer == "2048",
+        costly=True,
         distance=_distance_name(layer),
         suffix="" if layer == "2048" else f" ({name})",
         classes=(),
@@ -177,10 +215,33 @@ def _inception(name: str, path: Path, protocol: str, device: torch.device) -> Ex
 
 
 def _distance_name(layer: str) -> str:
-    """FID for 2048; pytorch-fid's own earlier layers FID-D; FD- for what has no standard name."""
+    """FID for the 2048 features alone; all others are named by their layer."""
     if layer == "2048":
         return "FID"
-    return f"FD-{layer}-{LAYERS[layer]}" if layer == PARTIAL else f"FID-{layer}"
+    return f"FD-{layer}-{LAYERS[layer]}" if layer == PARTIAL else f"FD-{layer}"
+
+
+def _dinov2(source: str, device: torch.device, *, download: bool) -> Extractor:
+    network, digest = dino.load_dino(source, download=download)
+    network = dino.on(device, network)
+    name, distance = dino.name_of(network)
+    notes = () if name == "dinov2" else (f"{name} is not ViT-L/14, on which FD-DINOv2 is defined",)
+    return Extractor(
+        name=name,
+        dims=network.config.hidden_size,
+        hash=digest,
+        protocol="dinov2",
+        resize=DINO_TEXT,
+        used="FD-DINOv2 (arXiv:2306.04675), nearer to what people see than FID",
+        distance=distance,
+        suffix=f" ({name})",
+        classes=(),
+        notes=notes,
+        spatial_dims=0,
+        costly=True,
+        function=lambda images: Features(dino.class_token(network, for_dino(images)), None, None),
+        device=device,
+    )
 
 
 def _classifier(name: str, path: Path, device: torch.device) -> Extractor:

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from diffit.draws import generator
 from diffit.evaluation import intervals
 from diffit.evaluation.distances import frechet, kid, kid_of_subsets
 from diffit.evaluation.features import Extractor
@@ -16,9 +17,11 @@ from diffit.evaluation.moments import Gaussian
 from diffit.evaluation.neighbours import DENSITY_K, PRECISION_K, neighbours
 from diffit.evaluation.passport import Figure
 
-Metric = Literal["fd", "kid", "precision", "recall", "density", "coverage", "accuracy"]
+Metric = Literal["fd", "sfd", "is", "kid", "precision", "recall", "density", "coverage", "accuracy"]
 MANIFOLD: tuple[Metric, ...] = ("precision", "recall", "density", "coverage")
-METRICS: tuple[Metric, ...] = ("fd", "kid", *MANIFOLD, "accuracy")
+METRICS: tuple[Metric, ...] = ("fd", "sfd", "is", "kid", *MANIFOLD, "accuracy")
+KID_MOST = 10_000
+"""KID compares at most so many images a side: its time grows with their product."""
 BOOTSTRAP_DIMS = 256
 """Beyond, a bootstrap of the Frechet distance takes minutes, and the jackknife steps in."""
 
@@ -44,8 +47,28 @@ def frechet_figure(
     )
 
 
+def spatial_figure(
+    ours: Measured, reference: Gaussian, count: int | None, extractor: Extractor
+) -> Figure:
+    """sFID (arXiv:2103.03841): the Frechet distance over features that keep their positions."""
+    if ours.spatial is None:
+        raise ValueError("the pass over the samples did not sum up the spatial features")
+    value = frechet(ours.spatial.gaussian(), reference)
+    return _figure(extractor, "sfd", value, None, ours.count, count)
+
+
+def score_figure(ours: Measured, extractor: Extractor) -> Figure:
+    """The Inception Score: its mean over ten parts of the samples, in their order."""
+    if ours.scores is None:
+        raise ValueError("the pass over the samples did not keep what the score needs")
+    scores = ours.scores.values()
+    value, interval = float(scores.mean()), intervals.of_splits(scores)
+    return _figure(extractor, "is", value, interval, ours.count, None, splits=len(scores))
+
+
 def kid_figure(ours: Tensor, theirs: Tensor, extractor: Extractor, draws: Draws) -> Figure:
     """The kernel distance over the kept features, of all at once or as a mean over subsets."""
+    ours, theirs = (_some(side, KID_MOST, draws.seed) for side in (ours, theirs))
     weights = torch.ones(1, len(ours), dtype=torch.float64)
     if draws.count:
         weights = torch.cat((weights, resamples(len(ours), draws.count, draws.seed)))
@@ -90,6 +113,14 @@ def accuracy_figure(
     return _figure(extractor, "accuracy", value, interval, len(right), None)
 
 
+def _some(features: Tensor, most: int, seed: int) -> Tensor:
+    """All rows, or ``most`` random ones if there are more."""
+    if len(features) <= most:
+        return features
+    picks = generator(seed, len(features), "kid images").choice(len(features), most, replace=False)
+    return features[torch.from_numpy(picks)]
+
+
 def _frechet_interval(
     ours: Measured, reference: Gaussian, value: float, draws: Draws
 ) -> Interval | None:
@@ -125,6 +156,8 @@ def _figure(
         interval=interval,
         samples=samples,
         reference=reference,
-        better="lower" if metric in ("fd", "kid") else "higher",
+        features=extractor.name,
+        protocol=extractor.protocol,
+        better="lower" if metric in ("fd", "sfd", "kid") else "higher",
         settings=settings,
     )

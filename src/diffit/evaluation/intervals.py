@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffit.config import Settings
 from diffit.draws import generator
-from diffit.evaluation.distances import frechet
+from diffit.evaluation.distances import frechet_spread
 from diffit.evaluation.moments import Gaussian, Moments, merged
 
 LEVEL = 0.95
@@ -57,6 +57,14 @@ def of_mean(values: Tensor, *, draws: int, seed: int) -> Interval:
     return Interval(low=low, high=high, method=method)
 
 
+def of_splits(scores: Tensor) -> Interval:
+    """The mean of (10,) scores of parts +- t standard errors of it."""
+    half = T_9 * float(scores.std()) / math.sqrt(len(scores))
+    mean = float(scores.mean())
+    method = f"Student, over the {len(scores)} parts of the score"
+    return Interval(low=mean - half, high=mean + half, method=method)
+
+
 def of_kid(replicates: Tensor, value: float) -> Interval:
     """``value`` +- z standard deviations of (R,) bootstrap replicates."""
     half = Z * float(replicates.std())
@@ -77,11 +85,9 @@ def of_frechet(
     """
     centred = features.double() - features.double().mean(0)
     offset = features.double().mean(0)
-    distances = torch.tensor(
-        [
-            frechet(_weighted(centred, offset, weights), reference)
-            for weights in resamples(len(features), draws, seed)
-        ]
+    distances = frechet_spread(
+        (_weighted(centred, offset, weights) for weights in resamples(len(features), draws, seed)),
+        reference,
     )
     half = Z * float(distances.std())
     method = (
@@ -93,12 +99,9 @@ def of_frechet(
 
 def of_frechet_groups(groups: list[Moments], reference: Gaussian, value: float) -> Interval:
     """``value`` +- t standard errors of the delete-a-group jackknife over groups of moments."""
-    without = torch.tensor(
-        [
-            frechet(merged(g for g in groups if g is not left_out).gaussian(), reference)
-            for left_out in groups
-        ],
-        dtype=torch.float64,
+    without = frechet_spread(
+        (merged(g for g in groups if g is not left_out).gaussian() for left_out in groups),
+        reference,
     )
     n = len(groups)
     error = math.sqrt((n - 1) / n * float((without - without.mean()).square().sum()))

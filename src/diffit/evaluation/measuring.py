@@ -1,19 +1,21 @@
 """One pass over a set of images: moments of all, features of some, predictions, a hash."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from diffit.data import Dataset
 from diffit.draws import generator
-from diffit.evaluation.features import Extractor
+from diffit.evaluation.cache import FeatureCache
+from diffit.evaluation.extraction import Reader, read_units
+from diffit.evaluation.features import Extractor, Features
 from diffit.evaluation.moments import Gaussian, Moments, merged
 from diffit.evaluation.protocols import Statistics
+from diffit.evaluation.scores import Scores
 
 GROUPS = 10
 """Parts of the images whose moments are kept apart, for the jackknife."""
@@ -41,8 +43,10 @@ class Measured:
     predicted: Tensor | None
     """(N,) int64, the class that the extractor sees; None where it knows no classes."""
     spatial: Moments | None
+    scores: Scores | None
+    """What the Inception Score follows from; None if it was not wanted."""
     hash: str
-    """sha256 of shape and pixels in order."""
+    """sha256 of the shape and of the images' own sha256 in order."""
 
     @cached_property
     def pool(self) -> Gaussian:
@@ -62,6 +66,86 @@ class Measured:
         )
 
 
+@dataclass(frozen=True)
+class Request:
+    """What is wanted of a pass over images, for one extractor.
+
+    Attributes:
+        extractor: what turns images into features.
+        keep: features are kept of all images, or of so many random ones if there are more.
+        groups: parts whose moments are kept apart; 1 if no jackknife is wanted.
+        spatial: whether to sum up the spatial features too; the extractor must have some.
+        scores: whether to sum up what the Inception Score needs.
+    """
+
+    extractor: Extractor
+    keep: int = 0
+    groups: int = GROUPS
+    spatial: bool = False
+    scores: bool = False
+
+    def __post_init__(self) -> None:
+        if self.spatial and not self.extractor.spatial_dims:
+            raise ValueError(f"{self.extractor.name} has no spatial features")
+
+
+def measure_all(
+    images: Dataset,
+    requests: Sequence[Request],
+    *,
+    path: str = "",
+    batch: int = 64,
+    seed: int = 0,
+    processes: int = 1,
+    cache: FeatureCache | None = None,
+    name: str = "images",
+    progress: Progress | None = None,
+) -> list[Measured]:
+    """One pass over the images for all requests.
+
+    Memory holds some batches, the moments, and the features that are kept.
+
+    Args:
+        images: the set; labels are remembered where it has any.
+        requests: what is wanted.
+        path: what the set is called in the result.
+        batch: images whose features are computed at once.
+        seed: decides which features are kept.
+        processes: that compute features.
+        cache: of features.
+        name: of the images, for ``progress``.
+    """
+    count = len(images)
+    sums = [_Sums(request, count, batch, seed) for request in requests]
+    labels: list[int | None] = []
+    digest = hashlib.sha256(repr((count, *images.shape)).encode())
+    reader = Reader(images, [r.extractor for r in requests], [r.spatial for r in requests], cache)
+    for unit in read_units(reader, size=batch, processes=processes):
+        digest.update(b"".join(unit.digests))
+        labels += unit.labels
+        for one, features in zip(sums, unit.features, strict=True):
+            one.update(unit.first, features)
+        if progress:
+            progress(name, unit.first + len(unit.labels), count)
+    known = None if None in labels else torch.tensor(labels)
+    return [
+        Measured(
+            path=path,
+            shape=images.shape,
+            count=count,
+            classes=tuple(images.classes),
+            groups=one.parts.groups,
+            kept=torch.cat(one.kept) if one.request.keep else None,
+            labels=known,
+            predicted=torch.cat(one.predicted) if one.predicted else None,
+            spatial=one.spatial,
+            scores=one.scores,
+            hash=digest.hexdigest(),
+        )
+        for one in sums
+    ]
+
+
 def measure(
     images: Dataset,
     extractor: Extractor,
@@ -75,52 +159,45 @@ def measure(
     name: str = "images",
     progress: Progress | None = None,
 ) -> Measured:
-    """Run the extractor over all images, a batch at a time.
-
-    Memory holds one batch, ``groups`` covariance matrices and the features of ``keep`` images.
-
-    Args:
-        images: the set; labels are remembered where it has any.
-        path: what the set is called in the result.
-        keep: features are kept of all images, or of so many random ones if there are more.
-        groups: parts whose moments are kept apart; 1 if no jackknife is wanted.
-        spatial: whether to sum up the spatial features too; the extractor must have some.
-        seed: decides which features are kept.
-        name: of the images, for ``progress``.
-    """
-    if spatial and not extractor.spatial_dims:
-        raise ValueError(f"{extractor.name} has no spatial features")
-    count = len(images)
-    wanted = _chosen(count, keep, seed)
-    parts = _Parts(extractor.dims, groups, piece=max(1, min(batch, count // (groups * PIECES))))
-    positions = Moments(extractor.spatial_dims) if spatial else None
-    kept, labels, predicted = [], [], []
-    digest = hashlib.sha256(repr((count, *images.shape)).encode())
-    for first, pixels, classes in _batches(images, batch):
-        digest.update(pixels.tobytes())
-        features = extractor(torch.from_numpy(pixels))
-        pool = features.pool.cpu()
-        parts.update(first, pool)
-        if positions is not None and features.spatial is not None:
-            positions.update(features.spatial)
-        kept.append(pool[wanted[first : first + len(pool)]])
-        labels += classes
-        if features.logits is not None:
-            predicted.append(features.logits.argmax(1).cpu())
-        if progress:
-            progress(name, first + len(pool), count)
-    return Measured(
-        path=path,
-        shape=images.shape,
-        count=count,
-        classes=tuple(images.classes),
-        groups=parts.groups,
-        kept=torch.cat(kept) if keep else None,
-        labels=None if None in labels else torch.tensor(labels),
-        predicted=torch.cat(predicted) if predicted and extractor.classes else None,
-        spatial=positions,
-        hash=digest.hexdigest(),
+    """`measure_all` for one extractor."""
+    request = Request(extractor, keep=keep, groups=groups, spatial=spatial)
+    (found,) = measure_all(
+        images, [request], path=path, batch=batch, seed=seed, name=name, progress=progress
     )
+    return found
+
+
+class _Sums:
+    """What grows during a pass, for one request."""
+
+    def __init__(self, request: Request, count: int, batch: int, seed: int) -> None:
+        extractor, groups = request.extractor, request.groups
+        self.request = request
+        self.parts = _Parts(
+            extractor.dims, groups, piece=max(1, min(batch, count // (groups * PIECES)))
+        )
+        self.spatial = Moments(extractor.spatial_dims) if request.spatial else None
+        self.scores: Scores | None = None
+        self.kept: list[Tensor] = []
+        self.predicted: list[Tensor] = []
+        self._wanted = _chosen(count, request.keep, seed)
+        self._count = count
+
+    def update(self, first: int, features: Features) -> None:
+        """Add the features of the images ``first``, ``first`` + 1, ..."""
+        pool = features.pool
+        self.parts.update(first, pool)
+        self.kept.append(pool[self._wanted[first : first + len(pool)]])
+        if self.spatial is not None and features.spatial is not None:
+            self.spatial.update(features.spatial)
+        if features.logits is None:
+            return
+        if self.request.extractor.classes:
+            self.predicted.append(features.logits.argmax(1))
+        if self.request.scores:
+            if self.scores is None:
+                self.scores = Scores(self._count, features.logits.shape[1])
+            self.scores.update(first, features.logits)
 
 
 class _Parts:
@@ -144,10 +221,3 @@ def _chosen(count: int, keep: int, seed: int) -> Tensor:
     picks = generator(seed, count, "kept images").choice(count, min(keep, count), replace=False)
     chosen[torch.from_numpy(picks)] = True
     return chosen
-
-
-def _batches(images: Dataset, size: int) -> Iterator[tuple[int, np.ndarray, list[int | None]]]:
-    """First number, (B, C, H, W) uint8 pixels, and labels."""
-    for first in range(0, len(images), size):
-        examples = [images[i] for i in range(first, min(first + size, len(images)))]
-        yield first, np.stack([e.image for e in examples]), [e.label for e in examples]

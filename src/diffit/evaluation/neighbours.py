@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from diffit.evaluation.distances import squared_distances
+from diffit.evaluation.pairs import Pairs, Step, blocks, radii, within
 
 PRECISION_K = 3
 """Neighbours that span the manifold of precision and recall, as ADM has it."""
@@ -29,34 +29,27 @@ class Neighbours(NamedTuple):
     """(M,) 1 where the neighbourhood of a reference image holds a sample."""
 
 
-def neighbours(samples: Tensor, reference: Tensor) -> Neighbours:
-    """(N, D) and (M, D) features to the four figures' values per image, in float64.
+def neighbours(samples: Tensor, reference: Tensor, step: Step | None = None) -> Neighbours:
+    """(N, D) and (M, D) features to the four figures' values per image, exact in float64.
 
     A neighbourhood is the closed ball that reaches to an image's k-th nearest other image of its
-    own set. Memory: one block of distances; time grows with (N + M)^2 D.
+    own set. Memory: some blocks of distances; time grows with (N^2 / 2 + N M + M^2 / 2) D.
     """
     tight, wide = radii(reference, (PRECISION_K, DENSITY_K))
-    (own,) = radii(samples, (PRECISION_K,))
-    precision = torch.zeros(len(samples), dtype=torch.float64)
+    (own,) = radii(samples, (PRECISION_K,), step)
+    precision = torch.zeros(len(samples), dtype=torch.bool)
     density = torch.zeros(len(samples), dtype=torch.float64)
     recall = torch.zeros(len(reference), dtype=torch.bool)
     coverage = torch.zeros(len(reference), dtype=torch.bool)
-    for rows, square in squared_distances(samples, reference):
-        precision[rows] = (square <= tight).any(1).double()
-        inside = square <= wide
-        density[rows] = inside.sum(1).double() / DENSITY_K
-        coverage |= inside.any(0)
-        recall |= (square <= own[rows, None]).any(0)
-    return Neighbours(precision, recall.double(), density, coverage.double())
-
-
-def radii(features: Tensor, ks: tuple[int, ...]) -> Tensor:
-    """(len(ks), N) squared distance of each image to its k-th nearest other image."""
-    if len(features) <= max(ks):
-        raise ValueError(f"{len(features)} images have no {max(ks)} nearest neighbours each")
-    result = torch.empty(len(ks), len(features), dtype=torch.float64)
-    for rows, square in squared_distances(features, features):
-        square.diagonal(offset=rows.start).fill_(torch.inf)
-        nearest = square.topk(max(ks), largest=False).values
-        result[:, rows] = nearest[:, [k - 1 for k in ks]].T
-    return result
+    pairs = Pairs(samples, reference)
+    for rows in blocks(len(samples)):
+        for columns in blocks(len(reference)):
+            found = pairs.block(rows, columns)
+            near = within(pairs, rows, columns, found, tight[None, columns])
+            precision[rows] |= near.any(1)
+            near = within(pairs, rows, columns, found, wide[None, columns])
+            density[rows] += near.sum(1).double() / DENSITY_K
+            coverage[columns] |= near.any(0)
+            near = within(pairs, rows, columns, found, own[rows, None])
+            recall[columns] |= near.any(0)
+    return Neighbours(precision.double(), recall.double(), density, coverage.double())

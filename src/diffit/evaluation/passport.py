@@ -15,7 +15,7 @@ from diffit.data.images import write_atomic
 from diffit.errors import DataError
 from diffit.evaluation.intervals import Interval
 
-FORMAT = "diffit-passport-1"
+FORMAT = "diffit-passport-2"
 
 
 class Figure(Settings):
@@ -25,6 +25,10 @@ class Figure(Settings):
     """Its full name, which tells the features unless they are Inception's 2048: `FID`."""
     metric: str
     """Its short name, as given to --metrics."""
+    features: str
+    """Name of the features, as in the passport's list of them."""
+    protocol: str
+    """How images were resized; figures of different protocols do not compare."""
     value: float
     interval: Interval | None
     samples: int
@@ -57,6 +61,8 @@ class FeatureInfo(Settings):
     """sha256 of the file of weights."""
     protocol: str
     resize: str
+    used: str = ""
+    """Whose figures are measured this way."""
 
 
 class Passport(Settings):
@@ -66,7 +72,7 @@ class Passport(Settings):
     figures: tuple[Figure, ...]
     samples: Images
     reference: Images
-    features: FeatureInfo
+    features: tuple[FeatureInfo, ...]
     generation: dict[str, Any]
     """How the samples were drawn: sampler, steps, guidance, seeds ...; empty if unknown."""
     seed: int
@@ -75,10 +81,13 @@ class Passport(Settings):
     notes: tuple[str, ...]
     """What a reader of the figures must know."""
 
-    def value(self, metric: str) -> float:
-        """The value of a figure by its short name, e.g. `fd`; KeyError if it was not measured."""
+    def value(self, metric: str, protocol: str | None = None) -> float:
+        """The value of a figure by its short name, e.g. `fd`; KeyError if it was not measured.
+
+        Of several protocols the one asked for, by default the first.
+        """
         for figure in self.figures:
-            if figure.metric == metric:
+            if figure.metric == metric and protocol in (None, figure.protocol):
                 return figure.value
         raise KeyError(metric)
 

@@ -1,7 +1,7 @@
 """Resizing as matrices: each published protocol is one rule for the rows of a weight matrix.
 
 Output pixel i of a side is the weighted sum of input pixels with row i; height and width are
-resized one after the other, Y = A X B^T. Three rules exist here because features depend on them.
+resized one after the other, Y = A X B^T. Four rules exist here because features depend on them.
 """
 
 from collections.abc import Callable
@@ -33,6 +33,23 @@ def legacy(length: int, size: int) -> Tensor:
     return _linear_rows(centres, length)
 
 
+def bicubic(length: int, size: int) -> Tensor:
+    """Bicubic (a = -1/2) whose kernel widens with the reduction, so that nothing aliases.
+
+    Pillow's `resize(BICUBIC)` on float images, as clean-fid resizes; weights sum to 1 at the edges.
+    """
+    scale = length / size
+    stretch = max(scale, 1.0)
+    centres = (torch.arange(size, dtype=torch.float64)[:, None] + 0.5) * scale
+    pixel = torch.arange(length, dtype=torch.float64)[None]
+    # Pillow takes the whole pixels whose centres lie in the support, found by rounding its ends.
+    first = (centres - 2 * stretch + 0.5).floor().clamp(min=0)
+    last = (centres + 2 * stretch + 0.5).floor().clamp(max=length)
+    distance = ((pixel + 0.5 - centres) / stretch).abs()
+    weights = torch.where((pixel >= first) & (pixel < last), _cubic(distance), 0.0)
+    return weights / weights.sum(1, keepdim=True)
+
+
 def area(length: int, size: int) -> Tensor:
     """Exact area average: output i is the mean over [i, i + 1) length/size, fractions included."""
     step = length / size
@@ -51,6 +68,13 @@ def resize(images: Tensor, size: int, rows: Rows) -> Tensor:
     down = rows(height, size).to(images)
     across = rows(width, size).to(images)
     return down @ images @ across.T
+
+
+def _cubic(x: Tensor) -> Tensor:
+    """Keys' kernel with a = -1/2 at distances ``x``, 0 from 2 on."""
+    near = (1.5 * x - 2.5) * x * x + 1
+    far = ((-0.5 * x + 2.5) * x - 4) * x + 2
+    return torch.where(x < 1, near, torch.where(x < 2, far, 0.0))
 
 
 def _linear_rows(centres: Tensor, length: int) -> Tensor:
