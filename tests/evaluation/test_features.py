@@ -8,7 +8,7 @@ from diffit.errors import CheckpointError, UsageError
 from diffit.evaluation.features import NAMES, UNVERIFIED, open_features
 from diffit.evaluation.inception import Inception
 from diffit.evaluation.pixels import PROTOCOLS
-from diffit.evaluation.weights import file_sha256
+from diffit.fetch import file_sha256
 
 
 @pytest.fixture(scope="module")

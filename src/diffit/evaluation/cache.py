@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from diffit.evaluation.features import Features
-from diffit.evaluation.weights import cache_folder
+from diffit.fetch import cache_folder
 
 LIMIT = 8 << 30
 """Bytes that the cache may take after a measurement."""

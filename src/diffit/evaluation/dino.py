@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from diffit.errors import CheckpointError, UsageError
-from diffit.evaluation.weights import file_sha256
+from diffit.fetch import file_sha256
 
 if TYPE_CHECKING:
     from transformers import Dinov2Model
