@@ -72,6 +72,15 @@ def test_own_models_are_resized_and_exported(official, tmp_path, capsys):
     assert "choose --to reference or diffusers, or another --size" in capsys.readouterr().err
 
 
+def test_scaled_positions_go_nowhere_that_computes_them_anew(tmp_path, capsys):
+    source = write_network(tmp_path / "v2.pt", v2_network())
+    words = ["convert", str(source), "--source-size", "64", "--size", "128", "--to", "reference"]
+    assert main([*words, "--out", str(tmp_path / "scaled")]) == 2
+    assert "as after resizing with scaled positions" in capsys.readouterr().err
+    assert main([*words, "--positions", "plain", "--out", str(tmp_path / "plain")]) == 0
+    assert load_file(tmp_path / "plain" / "model.safetensors").keys() == torch.load(source).keys()
+
+
 def test_a_run_of_a_network_that_nobody_else_has_is_refused(tmp_path, capsys):
     train(tiny_run(images=16), tmp_path / "run", quiet=True)
     words = ["convert", str(tmp_path / "run"), "--to", "reference", "--out", str(tmp_path / "x")]

@@ -183,7 +183,9 @@ def _write_ours(converted: Converted, out: Path) -> None:
 
 def _check_room(args: Args) -> None:
     """UsageError if the disk cannot hold as much as the source has."""
-    files = [args.source] if args.source.is_file() else [*args.source.rglob("*.safetensors")]
+    inside = args.source / "transformer"
+    folder = inside if inside.is_dir() else args.source
+    files = [args.source] if args.source.is_file() else [*folder.glob("*.safetensors")]
     needed = sum(file.stat().st_size for file in files)
     place = args.out.absolute()
     while not place.exists():

@@ -123,7 +123,7 @@ def from_file(
     certificate = Certificate(
         family=name,
         source=module.SOURCE,
-        file=source.path.resolve().name,
+        file=source.path.name or source.path.resolve().name,
         weights=source.weights,
         sha256=source.sha256(),
         parameters=parameters_of(config),

@@ -68,7 +68,7 @@ def export(
         else:
             file = part / "transformer" / f"{DIFFUSERS}.safetensors"
             todo = _write_pipeline(part, model.config, args, scheduler)
-        save_file({n: t.contiguous().clone() for n, t in tensors.items()}, file)
+        save_file(_apart(tensors), file)
         certificate = _certify(network, model, family, tensors, args, file)
         certificate = certificate.model_copy(update={"note": note})
         _write_json(part / "certificate.json", certificate.model_dump(mode="json"))
@@ -174,6 +174,19 @@ def _write_pipeline(
         return []
     which = path or "the autoencoder that it was trained with"
     return [f"put {which} into vae/, which diffusers wants beside the transformer"]
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors, no two of which share memory, as safetensors wants them."""
+    taken: set[int] = set()
+    apart = {}
+    for name, tensor in tensors.items():
+        own = tensor.contiguous()
+        if own.untyped_storage().data_ptr() in taken:
+            own = own.clone()
+        taken.add(own.untyped_storage().data_ptr())
+        apart[name] = own
+    return apart
 
 
 def _write_json(path: Path, content: Any) -> None:
