@@ -344,26 +344,37 @@ def test_what_is_no_autoencoder_is_refused_with_the_way_out(folder, tmp_path):
         resolve(AutoencoderConfig(path=""))
 
 
-def test_a_hub_id_that_is_not_there_without_a_network(monkeypatch, tmp_path):
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    sentence = "owner/vae is not in the cache .* cannot be reached; name a folder .* with --codec"
+@pytest.fixture
+def no_network(monkeypatch, tmp_path):
+    """Caches of this test alone, and no connections."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("DIFFIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path
+
+
+def test_a_hub_id_that_is_not_there_without_a_network(no_network):
+    sentence = r"owner/vae is not in the cache .* \(HF_HUB_OFFLINE is set\); name a .* with --codec"
     with pytest.raises(CheckpointError, match=sentence):
         resolve(AutoencoderConfig(path="owner/vae"))
 
 
-def test_a_hub_id_is_read_from_the_cache(monkeypatch, tmp_path, folder):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    stored = tmp_path / "hub" / "models--owner--model"
+def test_a_hub_id_is_read_from_the_cache(no_network, folder):
+    stored = no_network / "hub" / "models--owner--model"
     commit = "0123456789012345678901234567890123456789"
     (stored / "refs").mkdir(parents=True)
     (stored / "refs" / "main").write_text(commit)
     (stored / "snapshots" / commit).mkdir(parents=True)
     expected = codec(folder).encode(IMAGES)
     folder.rename(stored / "snapshots" / commit / "vae")
-    assert torch.equal(codec("owner/model/vae").encode(IMAGES), expected)
+    assert torch.equal(codec("owner/model:vae").encode(IMAGES), expected)
+
+
+def test_a_hub_id_may_stand_in_the_folder_cache(no_network, folder):
+    expected = codec(folder).encode(IMAGES)
+    (no_network / "cache" / "owner").mkdir(parents=True)
+    folder.rename(no_network / "cache" / "owner" / "vae")
+    assert torch.equal(codec("owner/vae").encode(IMAGES), expected)
 
 
 def test_without_diffusers_the_extra_is_named(folders, monkeypatch):

@@ -1,10 +1,10 @@
-"""Where an autoencoder lies: a folder in diffusers' layout, or a repository of the hub.
+"""Where an autoencoder lies: a folder in diffusers' layout, or a repository of the hub, as
+`owner/repo`, `owner/repo@revision`, or `owner/repo:vae` for a folder inside.
 
 `config.json` says what it is; the weights are `diffusion_pytorch_model.safetensors`, or the parts
 that `diffusion_pytorch_model.safetensors.index.json` lists. Nothing else is read, and no pickle.
 """
 
-import contextlib
 import hashlib
 import json
 import re
@@ -13,15 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from diffit.errors import CheckpointError
+from diffit.fetch import HubId, Repository, in_folder_cache, open_repository, parse_id
 
 CONFIG = "config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 INDEX = WEIGHTS + ".index.json"
 HALF = "diffusion_pytorch_model.fp16.safetensors"
 """What some repositories hold instead: the same in half precision."""
-
-HUB_ID = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(?:/(?P<inside>[\w./-]+))?")
-"""OWNER/REPOSITORY, or OWNER/REPOSITORY/FOLDER for one inside."""
 
 MAX_JSON_BYTES = 1 << 20
 WAY_OUT = "name a folder that holds it, with --codec or --model.codec.path"
@@ -32,27 +30,21 @@ def read_config(path: str) -> dict[str, Any]:
     found = _find(path, CONFIG)
     if found is None:
         pipeline = _find(path, "model_index.json") is not None
-        way = f"that of a whole pipeline lies in {path.rstrip('/')}/vae" if pipeline else WAY_OUT
+        inside = f"{path.rstrip('/')}/vae" if Path(path).expanduser().is_dir() else f"{path}:vae"
+        way = f"that of a whole pipeline lies in {inside}" if pipeline else WAY_OUT
         raise CheckpointError(f"{path} is no autoencoder: it has no {CONFIG}; {way}")
     return _read_json(found)
 
 
 def weight_files(path: str) -> list[Path]:
     """The safetensors files of an autoencoder; CheckpointError if there are none."""
-    for name in (WEIGHTS, HALF):
-        if found := _find(path, name):
-            return [found]
-    index = _find(path, INDEX)
-    if index is None:
+    found = _find(path, WEIGHTS, HALF, INDEX)
+    if found is None:
         raise CheckpointError(
             f"{path} has no {WEIGHTS}; other formats are not read, since they could run code: "
             "write it anew with diffusers' save_pretrained"
         )
-    names = _parts(index)
-    files = {name: _find(path, name) for name in names}
-    if lost := [name for name in names if files[name] is None]:
-        raise CheckpointError(f"{path} has no {lost[0]}, which its {INDEX} lists; fetch it again")
-    return [file for file in files.values() if file is not None]
+    return _parts(path, found) if found.name == INDEX else [found]
 
 
 def digest(files: Sequence[Path]) -> str:
@@ -65,13 +57,19 @@ def digest(files: Sequence[Path]) -> str:
     return total.hexdigest()
 
 
-def _parts(index: Path) -> list[str]:
+def _parts(path: str, index: Path) -> list[Path]:
     """The files that an index lists, each of them a plain name."""
     table = _read_json(index).get("weight_map")
     names = sorted({str(name) for name in table.values()}) if isinstance(table, dict) else []
     if not names or not all(re.fullmatch(r"[\w.-]+\.safetensors", name) for name in names):
         raise CheckpointError(f"{index} lists no safetensors files; fetch the folder again")
-    return names
+    files = []
+    for name in names:
+        found = _find(path, name)
+        if found is None:
+            raise CheckpointError(f"{path} has no {name}, which its {INDEX} lists; fetch it again")
+        files.append(found)
+    return files
 
 
 def _read_json(file: Path) -> dict[str, Any]:
@@ -86,48 +84,39 @@ def _read_json(file: Path) -> dict[str, Any]:
     return content
 
 
-def _find(path: str, name: str) -> Path | None:
-    """A file of the folder or hub repository ``path``; None if there is no such file in it."""
+def _find(path: str, *names: str) -> Path | None:
+    """The first of these files that the folder or hub repository ``path`` has; None if none."""
     folder = Path(path).expanduser()
     if path and folder.is_dir():
-        return folder / name if (folder / name).is_file() else None
-    if not folder.exists() and (parts := HUB_ID.fullmatch(path)):
-        return _fetch(parts["repository"], parts["inside"], name)
+        return next((folder / name for name in names if (folder / name).is_file()), None)
+    if source := parse_id(path):
+        return _fetch(source, names)
     what = f"{path} is a file" if folder.is_file() else f"there is no autoencoder at {path!r}"
     raise CheckpointError(
         f"{what}; name a folder in diffusers' layout, or a hub id such as stabilityai/sd-vae-ft-ema"
     )
 
 
-def _fetch(repository: str, inside: str | None, name: str) -> Path | None:
-    """A file of a hub repository: from the cache of this machine, else over the network."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
-
-    def get(cached: bool) -> Path:
-        return Path(
-            hf_hub_download(repository, name, subfolder=inside or None, local_files_only=cached)
+def _fetch(source: HubId, names: Sequence[str]) -> Path | None:
+    """The first of these files, from the caches of this machine, else over the network."""
+    files = [f"{source.file}/{name}" if source.file else name for name in names]
+    for file in files:
+        if cached := in_folder_cache(source, file):
+            return cached
+    cache = Repository(source, source.revision, None)
+    for file in files:
+        if cache.has(file):
+            return cache.get(file)
+    repository = open_repository(source)
+    if repository.files is None:
+        raise CheckpointError(
+            f"{source} is not in the cache of this machine, and the hub cannot be asked "
+            f"({repository.silence}); {WAY_OUT}"
         )
-
-    try:
-        with contextlib.suppress(LocalEntryNotFoundError):
-            return get(True)
-        return get(False)
-    except LocalEntryNotFoundError:
-        reason = "is not in the cache of this machine, and the hub cannot be reached"
-    except EntryNotFoundError:
+    file = next((file for file in files if repository.has(file)), "")
+    if not file:
         return None
-    except GatedRepoError:
-        reason = "asks you to accept its terms: do so on its page, and log in with `hf auth login`"
-    except (RepositoryNotFoundError, HFValidationError):
-        reason = "is no public repository of the hub"
-    except (HfHubHTTPError, OSError) as error:
-        reason = f"cannot be fetched ({str(error).splitlines()[0]})"
-    raise CheckpointError(f"{repository} {reason}; {WAY_OUT}")
+    repository.prepare([file])
+    fetched = repository.get(file)
+    repository.verify(file, fetched)
+    return fetched
