@@ -12,9 +12,10 @@ from safetensors.torch import load_file, save_file
 from autoencoders import KINDS, make
 from diffit.codecs import Autoencoder, AutoencoderConfig, PixelsConfig, build_codec
 from diffit.codecs.autoencoder import identify, resolve
-from diffit.codecs.source import INDEX, WEIGHTS, weight_files
+from diffit.codecs.source import INDEX, WEIGHTS, digest, weight_files
 from diffit.config import parse
 from diffit.errors import CheckpointError, ConfigError, UsageError
+from diffit.fetch import cache_folder
 from diffit.model import ModelConfig
 
 pytest.importorskip("diffusers")
@@ -345,12 +346,10 @@ def test_what_is_no_autoencoder_is_refused_with_the_way_out(folder, tmp_path):
 
 
 @pytest.fixture
-def no_network(monkeypatch, tmp_path):
-    """Caches of this test alone, and no connections."""
+def no_network(hub_cache, monkeypatch):
+    """Empty caches, and no connections."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("DIFFIT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    return tmp_path
+    return hub_cache
 
 
 def test_a_hub_id_that_is_not_there_without_a_network(no_network):
@@ -360,7 +359,7 @@ def test_a_hub_id_that_is_not_there_without_a_network(no_network):
 
 
 def test_a_hub_id_is_read_from_the_cache(no_network, folder):
-    stored = no_network / "hub" / "models--owner--model"
+    stored = no_network / "models--owner--model"
     commit = "0123456789012345678901234567890123456789"
     (stored / "refs").mkdir(parents=True)
     (stored / "refs" / "main").write_text(commit)
@@ -370,10 +369,36 @@ def test_a_hub_id_is_read_from_the_cache(no_network, folder):
     assert torch.equal(codec("owner/model:vae").encode(IMAGES), expected)
 
 
+def test_a_hub_id_is_fetched_once(hub, folder):
+    expected = codec(folder).encode(IMAGES)
+    hub.add("owner/model", folder.parent)
+    first = codec("owner/model:kl")
+    assert torch.equal(first.encode(IMAGES), expected)
+    hub.requests.clear()
+    assert torch.equal(codec("owner/model:kl").encode(IMAGES), expected)
+    assert not hub.requests
+    assert identify(AutoencoderConfig(path="owner/model:kl")).weights_hash == digest(
+        [folder / WEIGHTS]
+    )
+
+
+def test_what_a_hub_repository_lacks_is_said(hub, folder):
+    (folder.parent / "model_index.json").write_text("{}")
+    (folder / WEIGHTS).unlink()
+    hub.add("owner/model", folder.parent)
+    with pytest.raises(CheckpointError, match="a whole pipeline lies in owner/model:vae"):
+        resolve(AutoencoderConfig(path="owner/model"))
+    with pytest.raises(CheckpointError, match=rf"owner/model:kl has no {WEIGHTS}; other formats"):
+        codec("owner/model:kl").encode(IMAGES)
+    with pytest.raises(CheckpointError, match="there is no folder owner/nothing here and no http"):
+        resolve(AutoencoderConfig(path="owner/nothing"))
+
+
 def test_a_hub_id_may_stand_in_the_folder_cache(no_network, folder):
     expected = codec(folder).encode(IMAGES)
-    (no_network / "cache" / "owner").mkdir(parents=True)
-    folder.rename(no_network / "cache" / "owner" / "vae")
+    place = cache_folder() / "owner"
+    place.mkdir(parents=True)
+    folder.rename(place / "vae")
     assert torch.equal(codec("owner/vae").encode(IMAGES), expected)
 
 
