@@ -237,6 +237,7 @@ def test_a_model_cannot_have_other_channels_than_its_codec(folders):
     [
         ({"scale": 0}, "scale 0.* must be more than 0"),
         ({"channels": 4, "scale": [1.0, 2.0]}, r"have 2 numbers, but codec\.channels is 4"),
+        ({"scale": [1.0, 2.0]}, r"have 2 numbers, but codec\.channels is 4"),
         ({"tile": 64}, "tile is 64; it must be 0 or at least 128"),
         ({"slice": 0}, "slice is 0"),
         ({"precision": "fp16"}, "must be one of 'fp32', 'bf16'"),
@@ -287,6 +288,9 @@ def test_weights_that_make_no_finite_image_are_refused(folder):
         ({"latent_channels": "four"}, "holds impossible values"),
         ({"latent_channels": 10**9}, "holds impossible values"),
         ({"scaling_factor": 0}, "holds impossible values"),
+        ({"scaling_factor": None, "shift_factor": float("nan")}, "holds impossible values"),
+        ({"latents_mean": [0] * 4, "latents_std": [1, 1, 0, 1]}, "holds impossible values"),
+        ({"latents_mean": [0] * 3, "latents_std": [1] * 3}, "holds impossible values"),
         ({"block_out_channels": 7}, "holds impossible values"),
         ({"block_out_channels": [8] * 50}, "holds impossible values"),
         ({"layers_per_block": 10**9}, "holds impossible values"),

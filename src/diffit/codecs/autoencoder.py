@@ -16,7 +16,7 @@ from diffit.codecs import source
 from diffit.codecs.module import Kind, build_module, read_facts
 from diffit.codecs.pixels import Pixels, PixelsConfig, Rounding
 from diffit.codecs.tiles import tiled
-from diffit.config import Settings
+from diffit.config import Settings, parse
 from diffit.errors import CheckpointError
 
 Numbers = float | tuple[float, ...]
@@ -58,7 +58,7 @@ class AutoencoderConfig(Settings):
     @model_validator(mode="after")
     def check(self) -> Self:
         for value in (self.scale, self.shift):
-            if isinstance(value, tuple) and len(value) != self.channels:
+            if isinstance(value, tuple) and self.channels not in (None, len(value)):
                 raise ValueError(
                     f"codec.scale and codec.shift have {len(value)} numbers, but codec.channels "
                     f"is {self.channels}"
@@ -90,7 +90,7 @@ def resolve(config: AutoencoderConfig) -> AutoencoderConfig:
                 f"codec.{name} is {given}, but {config.path} has {found}; leave it out"
             )
     known = config.model_dump(exclude_none=True)
-    return AutoencoderConfig(**{**facts._asdict(), **known})
+    return parse(AutoencoderConfig, {**facts._asdict(), **known}, source=config.path)
 
 
 def identify(config: AutoencoderConfig) -> AutoencoderConfig:

@@ -27,6 +27,7 @@ KINDS: dict[str, Kind] = {
 }
 """Class in diffusers -> our name."""
 
+MAX_STAGES, MAX_CHANNELS = 8, 1024
 MAX_BLOCKS = 100
 """Layers of a stage, or stages; more than this no autoencoder has."""
 
@@ -62,21 +63,26 @@ def read_facts(content: Mapping[str, Any], *, source: str) -> Facts:
         channels = int(content.get("latent_channels", defaults[0]))
         scale = float(content.get("scaling_factor", defaults[2]))
         shift = float(content.get("shift_factor") or 0.0)
-        mean, std = content.get("latents_mean"), content.get("latents_std")
-        if mean is not None and std is not None:
-            # Normalised channel by channel: (z - mean) * scale / std.
-            return Facts(
-                kind, channels, 2 ** (stages - 1),
-                tuple(scale / float(s) for s in std), tuple(float(m) for m in mean),
-            )  # fmt: skip
-    except (TypeError, ValueError, ZeroDivisionError):
+        means, stds = (
+            [float(value) for value in content.get(name) or ()]
+            for name in ("latents_mean", "latents_std")
+        )
+    except (TypeError, ValueError, OverflowError):
         raise CheckpointError(f"the configuration of {source} holds impossible values") from None
-    images = content.get("in_channels", 3), content.get("out_channels", 3)
-    if not (1 <= stages <= 8 and 1 <= channels <= 1024 and math.isfinite(scale) and scale > 0):
+    if (
+        not (1 <= stages <= MAX_STAGES and 1 <= channels <= MAX_CHANNELS)
+        or not all(math.isfinite(value) for value in (scale, shift, *means, *stds))
+        or not all(value > 0 for value in (scale, *stds))
+        or not {len(means), len(stds)} <= {0, channels}
+    ):
         raise CheckpointError(f"the configuration of {source} holds impossible values")
-    if images != (3, 3) and kind != "dc":
+    images = content.get("in_channels", 3), content.get("out_channels", 3)
+    if images != (3, 3):
         raise CheckpointError(f"{source} is for images of {images[0]} channels, not for RGB")
-    return Facts(kind, channels, 2 ** (stages - 1), scale, shift)
+    factor = 2 ** (stages - 1)
+    if means and stds:  # normalised channel by channel: (z - mean) * scale / std
+        return Facts(kind, channels, factor, tuple(scale / std for std in stds), tuple(means))
+    return Facts(kind, channels, factor, scale, shift)
 
 
 def build_module(
