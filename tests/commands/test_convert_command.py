@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from autoencoders import make
 from convert.files import dit_network, recorded, v2_network, write, write_network
 from diffit.checkpoint import load
 from diffit.cli import main
@@ -67,9 +68,31 @@ def test_own_models_are_resized_and_exported(official, tmp_path, capsys):
     assert main(["convert", str(official), "--out", str(tmp_path / "ours")]) == 0
     words = ["convert", str(tmp_path / "ours"), "--size", "128", "--out", str(tmp_path / "double")]
     assert main(words) == 0
-    assert load(tmp_path / "double").shape == (4, 16, 16)
+    double = load(tmp_path / "double")
+    assert double.shape == (4, 16, 16)
+    assert double.provenance["licence"] == "cc-by-nc-sa-4.0"
     assert main(["convert", str(tmp_path / "double"), "--out", str(tmp_path / "x")]) == 2
     assert "choose --to reference or diffusers, or another --size" in capsys.readouterr().err
+
+
+def test_the_same_size_changes_nothing(official, tmp_path, capsys):
+    words = ["convert", str(official), "--size", "64", "--out", str(tmp_path / "ours")]
+    assert main(words) == 0
+    assert "resized" not in capsys.readouterr().out
+    assert main(["convert", str(tmp_path / "ours"), "--size", "64", "--out", str(tmp_path / "x")])
+    assert "choose --to reference or diffusers, or another --size" in capsys.readouterr().err
+
+
+def test_an_autoencoder_is_read_and_must_fit(official, tmp_path, capsys):
+    make("kl", tmp_path / "vae", latent_channels=4, scaling_factor=0.5)
+    words = ["convert", str(official), "--codec", str(tmp_path / "vae"), "--out"]
+    assert main([*words, str(tmp_path / "ours")]) == 0
+    codec = load(tmp_path / "ours").config.codec
+    assert (codec.kind, codec.channels, codec.factor, codec.scale) == ("kl", 4, 4, 0.5)
+    assert codec.rounding == "down"
+    make("kl", tmp_path / "vae", latent_channels=3)
+    assert main([*words, str(tmp_path / "other")]) == 2
+    assert "latents of 3 channels, the weights are for 4" in capsys.readouterr().err
 
 
 def test_scaled_positions_go_nowhere_that_computes_them_anew(tmp_path, capsys):
@@ -113,7 +136,7 @@ def test_mistakes_end_in_one_line(official, tmp_path, capsys, monkeypatch, optio
 
 def test_options_for_foreign_weights_are_refused_with_own_models(official, tmp_path, capsys):
     assert main(["convert", str(official), "--out", str(tmp_path / "ours")]) == 0
-    for option in (["--heads", "4"], ["--family", "dit"], ["--source-size", "64"]):
+    for option in (["--heads", "4"], ["--codec", "vae"], ["--source-size", "64"]):
         words = ["convert", str(tmp_path / "ours"), "--out", str(tmp_path / "x"), *option]
         assert main(words) == 2
         assert f"{option[0]} is for weights of others" in capsys.readouterr().err

@@ -20,7 +20,7 @@ from diffit.convert.converted import Converted, from_file
 from diffit.convert.export import export
 from diffit.convert.resize import Positions, resize
 from diffit.errors import UsageError
-from diffit.hub import Card, is_hub_folder, write_folder
+from diffit.hub import Card, is_hub_folder, read_folder, write_folder
 from diffit.model import Model, empty_model, fill
 from diffit.sealed import STATE
 from diffit.training.console import duration
@@ -115,7 +115,7 @@ def _from_foreign(args: Args) -> tuple[Certificate, dict[str, str]]:
 
 
 def _from_ours(args: Args) -> tuple[Certificate | None, dict[str, str]]:
-    for option in ("family", "source_size", "heads"):
+    for option in ("family", "source_size", "heads", "codec"):
         if getattr(args, option):
             raise UsageError(
                 f"--{option.replace('_', '-')} is for weights of others; {args.source} is a model "
@@ -123,11 +123,10 @@ def _from_ours(args: Args) -> tuple[Certificate | None, dict[str, str]]:
             )
     model = load(args.source, weights=args.weights or None)
     facts = {}
-    if args.size is not None:
-        before = model.shape[1]
-        factor = model.codec.factor
-        if args.size % factor:
-            raise UsageError(f"--size {args.size} is no multiple of {factor}, the codec's factor")
+    before, factor = model.shape[1], model.codec.factor
+    if args.size is not None and args.size % factor:
+        raise UsageError(f"--size {args.size} is no multiple of {factor}, the codec's factor")
+    if args.size not in (None, before * factor):
         config, tensors = resize(
             model.config.network,
             model.network.state_dict(),
@@ -139,7 +138,7 @@ def _from_ours(args: Args) -> tuple[Certificate | None, dict[str, str]]:
     if args.to != "ours":
         certificate, todo = export(model, args.out, args.to, approximate=args.approximate)
         return certificate, facts | ({"to do": "; ".join(todo)} if todo else {})
-    if args.size is None:
+    if not facts:
         raise UsageError(
             f"{args.source} is a model of this library already; choose --to reference or "
             "diffusers, or another --size"
@@ -149,9 +148,18 @@ def _from_ours(args: Args) -> tuple[Certificate | None, dict[str, str]]:
         config=model.config,
         sampling=model.sampling,
         tensors=model.network.state_dict(),
-        card=Card(licence=args.licence, source=str(args.source.resolve().name), provenance=facts),
+        card=_card(args, facts),
     )
     return None, facts
+
+
+def _card(args: Args, facts: dict[str, str]) -> Card:
+    """What is known of the source, and what was done to it; its measurements are not this one's."""
+    known = read_folder(args.source).card if is_hub_folder(args.source) else Card()
+    named = {"licence": args.licence, "licence_url": "", "licence_note": ""} if args.licence else {}
+    return known.model_copy(
+        update={"passports": (), "provenance": {**known.provenance, **facts}, **named}
+    )
 
 
 def _resized(model: Model, config: Any, tensors: Mapping[str, Tensor]) -> Model:

@@ -5,7 +5,7 @@ The release of DiffiT was written on the code of DiT, so that most names are the
 
 import math
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from torch import Tensor
 
@@ -223,16 +223,16 @@ def sampling(config: LatentDiffiTConfig | DiTConfig, **guidance: Any) -> Samplin
     return SamplingConfig(sampler=sampler, steps=250, **chosen)
 
 
-def codec(channels: int) -> CodecConfig:
+def codec(channels: int, rounding: Literal["nearest", "down"] = "down") -> CodecConfig:
     """What DiffiT and DiT decode with: Stable Diffusion's autoencoder, fractions cut off.
 
     Networks of other than its 4 channels are taken for networks of pixels.
     """
     if channels != 4:
-        return PixelsConfig(rounding="down")
+        return PixelsConfig(rounding=rounding)
     return AutoencoderConfig(
         path="stabilityai/sd-vae-ft-ema", kind="kl", channels=4, factor=8, scale=0.18215,
-        shift=0.0, rounding="down",
+        shift=0.0, rounding=rounding,
     )  # fmt: skip
 
 

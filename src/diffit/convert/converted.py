@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from diffit.codecs import AutoencoderConfig, CodecConfig, build_codec
+from diffit.codecs.autoencoder import resolve
 from diffit.convert import diffusers_dit
 from diffit.convert.certificate import Certificate, compare, parameters_of
 from diffit.convert.families import FAMILIES, detect, find
@@ -112,12 +113,12 @@ def from_file(
         tell(f"comparing with the formulas of {module.SOURCE}")
         formulation = build_formulation(published.formulation)
         comparison = compare(network, module, state, args, formulation)
-    chosen = _codec(codec or facts.get("codec"), published.codec)
-    resized = ""
-    if size is not None:
+    chosen = _codec(codec or facts.get("codec"), published.codec, config.shape[0])
+    resized, before = "", config.shape[1]
+    side = before if size is None else _latent_side(size, chosen)
+    if side != before:
         tell(f"interpolating tables for {size} x {size} pixels")
-        before = config.shape[1]
-        config, tensors = resize(config, tensors, _latent_side(size, chosen), positions=positions)
+        config, tensors = resize(config, tensors, side, positions=positions)
         resized = f"{before} to {config.shape[1]} a side, positions {positions}"
     dropped = module.derived(config).keys() | copies_of(module, config).keys()
     certificate = Certificate(
@@ -185,10 +186,17 @@ def _arguments(
     return source.tensors, module.infer(shapes, facts)
 
 
-def _codec(path: str | None, usual: CodecConfig) -> CodecConfig:
+def _codec(path: str | None, usual: CodecConfig, channels: int) -> CodecConfig:
+    """The family's codec, or the autoencoder at ``path``, whose configuration is read."""
     if path is None:
         return usual
-    return AutoencoderConfig(path=path, rounding="down")
+    chosen = resolve(AutoencoderConfig(path=path, rounding=usual.rounding))
+    if chosen.channels != channels:
+        raise CheckpointError(
+            f"the autoencoder {path} has latents of {chosen.channels} channels, the weights are "
+            f"for {channels}; choose another with --codec"
+        )
+    return chosen
 
 
 def _latent_side(size: int, codec: CodecConfig) -> int:

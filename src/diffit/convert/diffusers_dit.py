@@ -204,7 +204,7 @@ def published(config: DiTConfig) -> Published:
     return Published(
         formulation=DDPMConfig(learned_variance=config.learned_variance),
         sampling=SamplingConfig(sampler="ddim", steps=50, guidance=guidance),
-        codec=column.codec(config.channels),
+        codec=column.codec(config.channels, rounding="nearest"),
     )
 
 

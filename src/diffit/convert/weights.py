@@ -204,7 +204,7 @@ def _folder(path: Path) -> Source:
         if None not in ordered:
             facts["class_names"] = ordered
     if (path / "vae" / "config.json").is_file():
-        facts["codec"] = str(path / "vae")
+        facts["codec"] = str((path / "vae").resolve())
     return Source(path, tensors, files, facts=facts)
 
 
