@@ -21,6 +21,7 @@ VERBS = {
     "data": "look at a data set, or pack it: `data inspect`, `data pack`",
     "convert": "published weights to a model, or a model to other layouts, with a certificate",
     "report": "explain the gap between two measurements: `report compare`",
+    "bench": "compare the networks on the same images: `bench networks`",
     "info": "say what a checkpoint, a run or a preset is",
     "hub": "pass models on: `hub export`, `hub push`, `hub pull`",
 }
