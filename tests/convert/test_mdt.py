@@ -7,8 +7,8 @@ import torch
 from safetensors import safe_open
 
 from conftest import FIXTURES
-from diffit.convert import from_reference, to_reference
-from diffit.convert.mdt import SPARE
+from diffit.convert import from_file, from_reference, mdt, to_reference
+from diffit.convert.mdt import SPARE, plain_forward
 from diffit.diffusion.denoiser import Denoiser
 from diffit.diffusion.formulation import DDPMConfig, build_formulation
 from diffit.diffusion.guidance import guide_estimate, paired, power_cosine
@@ -18,6 +18,7 @@ from diffit.networks import build_network
 from diffit.networks.mdt import MDTConfig
 from diffit.nn.embed import sincos_grid
 from diffit.samplers.ddpm import ancestral_learned, ddim
+from diffit.training.presets import read_config
 
 ROW = build_formulation(DDPMConfig())
 PLACES = {
@@ -175,3 +176,35 @@ def test_what_the_reference_cannot_be_is_refused():
         to_reference(build_network(MDTConfig(**small, dropout=0.1)))
     with pytest.raises(ValueError, match="square images only"):
         to_reference(build_network(MDTConfig(**small | {"size": (4, 8)})))
+
+
+def test_a_file_becomes_a_model_with_a_certificate(tmp_path):
+    _, state, facts = read()
+    torch.save(state, tmp_path / "mdt.pt")
+    converted = from_file(tmp_path / "mdt.pt")
+    assert converted.certificate.family == "mdt"
+    assert converted.certificate.comparison.float64_relative < 1e-12
+    assert converted.certificate.comparison.float32_relative < 1e-5
+    # The weights do not tell how they were trained; a converted model trains without masks.
+    expected = from_reference("mdt", state, facts["constructor"] | {"mask_ratio": None}).config
+    assert converted.config.network == expected
+    assert converted.licence.name == "unknown"
+
+
+def test_the_plain_formulas_give_the_recorded_output():
+    tensors, state, facts = read()
+    x, time, label = (tensors[f"input.{name}"] for name in "xty")
+    out = plain_forward(state, facts["constructor"], x.double(), time.float(), label)
+    torch.testing.assert_close(out.float(), tensors["output"], atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", ["s", "b", "l", "xl"])
+def test_files_of_published_sizes_are_recognised_and_used_as_the_presets_say(size):
+    preset = read_config(f"mdt-{size}-2-256")
+    with torch.device("meta"):
+        _, tensors, _ = to_reference(build_network(preset.model.network))
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    found = mdt.config(mdt.infer(shapes, {"mask_ratio": 0.3}))
+    assert found == preset.model.network
+    assert mdt.published(found).formulation == preset.model.formulation
+    assert mdt.published(found).sampling == preset.sampling

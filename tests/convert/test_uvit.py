@@ -7,10 +7,12 @@ import torch
 from safetensors import safe_open
 
 from conftest import FIXTURES
-from diffit.convert import from_reference, to_reference
+from diffit.convert import from_file, from_reference, to_reference, uvit
+from diffit.convert.uvit import plain_forward
 from diffit.errors import CheckpointError
 from diffit.networks import build_network
 from diffit.networks.uvit import UViTConfig
+from diffit.training.presets import presets, read_config
 
 PLACES = {
     "patch_embed": "patch",
@@ -106,3 +108,64 @@ def test_what_the_reference_cannot_be_is_refused():
         to_reference(build_network(UViTConfig(**small, learned_variance=True)))
     with pytest.raises(ValueError, match="square images only"):
         to_reference(build_network(UViTConfig(**small | {"size": (4, 8)})))
+
+
+def file_of(tmp_path, variant=""):
+    path = tmp_path / "uvit.pth"
+    torch.save(read(variant)[1], path)
+    return path
+
+
+@pytest.mark.parametrize("variant", ["", "uncond"])
+def test_a_file_becomes_a_model_with_a_certificate(tmp_path, variant):
+    _, state, args = read(variant)
+    converted = from_file(file_of(tmp_path, variant), heads=4)
+    assert converted.certificate.family == "uvit"
+    assert converted.certificate.comparison.float64_relative < 1e-12
+    assert converted.certificate.comparison.float32_relative < 1e-5
+    assert converted.config.network == from_reference("uvit", state, args).config
+    assert converted.licence.name == "mit"
+
+
+def test_the_plain_formulas_give_the_recorded_output():
+    tensors, state, args = read()
+    x, time, label = (tensors[f"input.{name}"] for name in ("x", "timesteps", "y"))
+    out = plain_forward(state, args, x.double(), time, label)
+    torch.testing.assert_close(out.float(), tensors["output"], atol=2e-5, rtol=1e-5)
+
+
+def test_heads_must_be_named_where_no_published_size_has_them(tmp_path):
+    with pytest.raises(CheckpointError, match="no published U-ViT has width 48; name it with --he"):
+        from_file(file_of(tmp_path))
+
+
+def layout(config):
+    """Shapes of the reference's tensors, without any tensor."""
+    with torch.device("meta"):
+        _, tensors, _ = to_reference(build_network(config))
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize(
+    "preset",
+    [name for name in presets() if name.startswith("uvit") and "deep" not in name],
+)
+def test_files_of_published_sizes_are_recognised_and_used_as_the_presets_say(preset):
+    config = read_config(preset).model
+    found = uvit.config(uvit.infer(layout(config.network), {}))
+    assert found == config.network
+    published = uvit.published(found)
+    assert published.formulation == config.formulation
+    assert published.sampling == read_config(preset).sampling
+
+
+def test_condition_tokens_keep_their_place_when_the_grid_grows(tmp_path):
+    before = from_file(file_of(tmp_path), heads=4, certify=False)
+    after = from_file(file_of(tmp_path), heads=4, size=128, certify=False)
+    assert after.config.network.size == 16
+    table = after.tensors["position"]
+    assert table.shape == (2 + 64, 48)
+    assert torch.equal(table[:2], before.tensors["position"][:2])
+    # Patch (0, 0) of the small grid is covered by four of the large one.
+    first = table[2:].view(8, 8, 48)[:2, :2].mean((0, 1))
+    assert (first - before.tensors["position"][2]).norm() < 0.5 * first.norm()

@@ -145,7 +145,8 @@ def _page(out: Path, entries: Sequence[Entry], plan: dict[str, Any]) -> str:
     head, rows = columns(entries, plan)
     minutes = {e.title: [(n / e.pace / 60, loss) for n, loss in e.points] for e in entries}
     images = {e.title: list(e.points) for e in entries}
-    drawn = [(_drawn(out / "samples" / e.name), e.title) for e in entries if e.figures]
+    shown = min(SHOWN, plan["asked"]["samples"])
+    drawn = [(_drawn(out / "samples" / e.name, shown), e.title) for e in entries if e.figures]
     pieces = [
         section("Table", table(head, rows), note="The best held-out loss comes first."),
         section("At equal time", curve(minutes, x="minutes of training", y="held-out loss")),
@@ -158,7 +159,7 @@ def _page(out: Path, entries: Sequence[Entry], plan: dict[str, Any]) -> str:
     return page("Networks of one size", about(plan), pieces)
 
 
-def _drawn(folder: Path) -> np.ndarray:
+def _drawn(folder: Path, shown: int) -> np.ndarray:
     """The first images of a folder as one picture."""
-    images = np.stack(list(images_of(folder, range(SHOWN))))
+    images = np.stack(list(images_of(folder, range(shown))))
     return grid(images, columns=10, scale=max(1, 32 // images.shape[-1]), gap=2, fill=72)

@@ -213,7 +213,7 @@ def shapes(config: LatentDiffiTConfig | DiTConfig | MDTConfig) -> dict[str, tupl
     }
 
 
-def sampling(config: LatentDiffiTConfig | DiTConfig, **guidance: Any) -> SamplingConfig:
+def sampling(config: LatentDiffiTConfig | DiTConfig | MDTConfig, **guidance: Any) -> SamplingConfig:
     """The 250 ancestral steps of the releases, with their guidance where there is a null class."""
     sampler = "ancestral-learned" if config.learned_variance else "ancestral"
     chosen = guidance if config.classes and config.null_class else {}

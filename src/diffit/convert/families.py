@@ -16,10 +16,12 @@ FAMILIES: dict[str, Family] = {
     "diffit-v2": diffit_v2,
     "dit": dit,
     "diffusers-dit": diffusers_dit,
+    "uvit": uvit,
+    "mdt": mdt,
 }
 """Codes whose files are read, the first to be tried before the next."""
 
-LAYOUTS: dict[str, Layout] = {**FAMILIES, "uvit": uvit, "mdt": mdt, "dimr": dimr}
+LAYOUTS: dict[str, Layout] = {**FAMILIES, "dimr": dimr}
 """Codes whose state dicts are read, given the arguments of their constructors."""
 
 

@@ -25,6 +25,11 @@ META = Licence(
     url="https://creativecommons.org/licenses/by-nc/4.0/",
     note="for non-commercial use only",
 )
+UVIT = Licence(
+    name="mit",
+    url="https://github.com/baofff/U-ViT/blob/main/LICENSE",
+    note="the licence of the code, beside which nothing is said of the weights",
+)
 UNKNOWN = Licence(
     name="unknown",
     note="nobody said what these weights may be used for; ask those who trained them",

@@ -1,17 +1,24 @@
 """MDTv2 of sail-sg/MDT (April 2024)."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from diffit.config import parse
-from diffit.convert import column
+from diffit.convert import column, plain
 from diffit.convert.diffit import relative_index
+from diffit.convert.family import Published, Shapes
+from diffit.convert.licences import UNKNOWN
+from diffit.diffusion.formulation import DDPMConfig
 from diffit.errors import CheckpointError, ConfigError
 from diffit.networks.mdt import MDTConfig
 
 NETWORK = "mdt"
+SOURCE = "sail-sg/MDT (MDTv2, April 2024)"
+LICENCE = UNKNOWN
 
 INSIDE = {f"block.{ours}": theirs for ours, theirs in column.BLOCK.items()} | {
     "block.modulation": "adaLN_modulation.1",
@@ -28,6 +35,29 @@ class Arguments(column.Arguments):
 
     mask_ratio: float | None = None
     decode_layer: int = 4
+
+
+TABLE = "attn.rel_pos_bias.relative_position_bias_table"
+
+
+def recognises(names: Collection[str]) -> bool:
+    """An encoder in two halves, a decoder, and the block of masked training beside them."""
+    return {f"en_inblocks.0.{TABLE}", "de_blocks.0.attn.qkv.weight", "mask_token"} <= set(names)
+
+
+def infer(shapes: Shapes, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Constructor arguments; all can be seen but the mask ratio, which only training needs."""
+    heads = column.shape_of(shapes, f"en_inblocks.0.{TABLE}", 2)[1]
+    hidden, width = column.shape_of(shapes, "de_blocks.0.mlp.fc1.weight", 2)
+    decoder = column.depth_of(shapes, "de_blocks.")
+    known = {key: value for key, value in facts.items() if key in Arguments.model_fields}
+    return {
+        **column.infer(shapes, facts, heads=heads),
+        "depth": 2 * column.depth_of(shapes, "en_inblocks.") + decoder,
+        "decode_layer": decoder,
+        "mlp_ratio": hidden / width,
+        **known,
+    }
 
 
 def config(args: Mapping[str, Any]) -> MDTConfig:
@@ -96,10 +126,7 @@ def names(config: MDTConfig) -> dict[str, str]:
         for ours, theirs in layers.items()
         for kind in ("weight", "bias")
     }
-    tables = {
-        f"{ours}.position.table": f"{theirs}.attn.rel_pos_bias.relative_position_bias_table"
-        for ours, theirs in blocks.items()
-    }
+    tables = {f"{ours}.position.table": f"{theirs}.{TABLE}" for ours, theirs in blocks.items()}
     return (
         pairs
         | tables
@@ -128,3 +155,55 @@ def derived(config: MDTConfig) -> dict[str, Tensor]:
     index = relative_index(config.grid)
     tables = [name for name in names(config).values() if name.endswith("bias_table")]
     return {name.replace("bias_table", "index"): index for name in tables}
+
+
+def published(config: MDTConfig) -> Published:
+    """As the paper evaluates: power-cosine guidance of three channels up to 3.8."""
+    guidance = {"guidance": 3.8, "guidance_schedule": "power-cosine", "guidance_power": 4.0}
+    return Published(
+        formulation=DDPMConfig(learned_variance=config.learned_variance),
+        sampling=column.sampling(config, guidance_channels=3, **guidance),
+        codec=column.codec(config.channels),
+    )
+
+
+def plain_forward(
+    state: Mapping[str, Tensor], args: Mapping[str, Any], x: Tensor, time: Tensor, label: Tensor
+) -> Tensor:
+    """The unmasked forward pass of MDTv2 (Figure 3 of the paper) on the release's tensors."""
+    given = Arguments.model_validate(args)
+    first = plain.patches(state, "x_embedder.proj", x) + state["pos_embed"].to(x)
+    c = plain.silu(column.condition(state, time, label, x))
+    side = math.isqrt(first.shape[1])
+    place = torch.arange(side * side)
+    down = place[:, None] // side - place // side + side - 1
+    entry = down * (2 * side - 1) + place[:, None] % side - place % side + side - 1
+
+    def block(name: str, tokens: Tensor, skip: Tensor | None) -> Tensor:
+        if skip is not None:
+            both = torch.cat([tokens, skip], dim=-1)
+            tokens = plain.linear(state, f"{name}.skip_linear", both)
+        modulation = plain.linear(state, f"{name}.adaLN_modulation.1", c)[:, None]
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, dim=-1)
+        normed = plain.layer_norm(tokens) * (1 + scale1) + shift1
+        qkv = plain.linear(state, f"{name}.attn.qkv", normed)
+        q, k, v = (plain.heads_of(part, given.num_heads) for part in qkv.chunk(3, dim=-1))
+        bias = state[f"{name}.{TABLE}"].to(x)[entry].permute(2, 0, 1)
+        mixed = plain.joined(plain.attention(q, k, v, bias))
+        tokens = tokens + gate1 * plain.linear(state, f"{name}.attn.proj", mixed)
+        normed = plain.layer_norm(tokens) * (1 + scale2) + shift2
+        hidden = plain.gelu_tanh(plain.linear(state, f"{name}.mlp.fc1", normed))
+        return tokens + gate2 * plain.linear(state, f"{name}.mlp.fc2", hidden)
+
+    tokens, kept = first, []
+    for i in range((given.depth - given.decode_layer) // 2):
+        tokens = block(f"en_inblocks.{i}", tokens, None)
+        kept.append(tokens)
+    for i in range(len(kept)):
+        tokens = block(f"en_outblocks.{i}", tokens, kept.pop())
+    tokens = tokens + state["decoder_pos_embed"].to(x)
+    for i in range(given.decode_layer):
+        tokens = block(f"de_blocks.{i}", tokens, first)
+    shift, scale = plain.linear(state, "final_layer.adaLN_modulation.1", c)[:, None].chunk(2, -1)
+    last = plain.linear(state, "final_layer.linear", plain.layer_norm(tokens) * (1 + scale) + shift)
+    return plain.images(last, given.patch_size)

@@ -15,14 +15,20 @@ State = Mapping[str, Tensor]
 
 
 def linear(state: State, name: str, x: Tensor) -> Tensor:
-    """x W^T + b with the layer's ``.weight`` and ``.bias``."""
-    return x @ state[f"{name}.weight"].to(x).mT + state[f"{name}.bias"].to(x)
+    """x W^T + b with the layer's ``.weight`` and, if it has one, ``.bias``."""
+    product = x @ state[f"{name}.weight"].to(x).mT
+    return product + state[f"{name}.bias"].to(x) if f"{name}.bias" in state else product
 
 
 def layer_norm(x: Tensor, eps: float = 1e-6) -> Tensor:
     """(x - mean) / sqrt(variance + eps) over the last axis."""
     centred = x - x.mean(dim=-1, keepdim=True)
     return centred / (centred.square().mean(dim=-1, keepdim=True) + eps).sqrt()
+
+
+def affine_norm(state: State, name: str, x: Tensor, eps: float = 1e-5) -> Tensor:
+    """Layer norm with the layer's ``.weight`` and ``.bias``."""
+    return layer_norm(x, eps) * state[f"{name}.weight"].to(x) + state[f"{name}.bias"].to(x)
 
 
 def rms_norm(x: Tensor, eps: float = 1e-6) -> Tensor:
@@ -39,6 +45,11 @@ def gelu_tanh(x: Tensor) -> Tensor:
     """x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))."""
     cubed: Tensor = (2 / math.pi) ** 0.5 * (x + 0.044715 * x**3)
     return x / 2 * (1 + cubed.tanh())
+
+
+def gelu(x: Tensor) -> Tensor:
+    """x/2 (1 + erf(x / sqrt(2)))."""
+    return x / 2 * (1 + torch.erf(x / 2**0.5))
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:

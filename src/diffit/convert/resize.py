@@ -28,11 +28,14 @@ from diffit.nn.rotary import axial_rotation
 Positions = Literal["scaled", "plain"]
 Grid = tuple[int, int]
 
+LEARNED = ("uvit", "mdt")
+"""Networks that train their position tables, which are therefore always interpolated."""
+
 
 def resize(
     config: Any, tensors: Mapping[str, Tensor], size: int | Grid, *, positions: Positions = "scaled"
 ) -> tuple[Any, dict[str, Tensor]]:
-    """Settings and weights of a latent DiffiT or DiT for another size.
+    """Settings and weights of a latent DiffiT, DiT, U-ViT or MDT for another size.
 
     Args:
         config: settings of the network.
@@ -43,7 +46,7 @@ def resize(
     Raises:
         CheckpointError: the network cannot have that size.
     """
-    if config.name not in ("latent-diffit", "dit"):
+    if config.name not in ("latent-diffit", "dit", *LEARNED):
         raise CheckpointError(f"networks of kind {config.name!r} cannot be resized")
     settings = config.model_dump() | {"size": size}
     try:
@@ -53,7 +56,7 @@ def resize(
     before, after = config.grid, larger.grid
     changed = dict(tensors)
     for name, tensor in tensors.items():
-        if name == "position":
+        if name in ("position", "position_out"):
             changed[name] = _position(tensor, config, after, positions).to(tensor.dtype)
         elif name.endswith("position.table"):
             changed[name] = resize_bias(tensor, before, after).to(tensor.dtype)
@@ -118,10 +121,13 @@ def _coordinates(before: Grid, after: Grid, positions: Positions) -> tuple[Tenso
 
 def _position(table: Tensor, config: Any, after: Grid, positions: Positions) -> Tensor:
     """The (N, C) table on another grid; one that is not the fixed formula is interpolated."""
-    formula = sincos_grid(config.grid, config.width)
-    if positions == "plain" or torch.allclose(table.float(), formula, atol=1e-2):
-        return sincos_at(*_coordinates(config.grid, after, positions), config.width)
+    if config.name not in LEARNED:
+        formula = sincos_grid(config.grid, config.width)
+        if positions == "plain" or torch.allclose(table.float(), formula, atol=1e-2):
+            return sincos_at(*_coordinates(config.grid, after, positions), config.width)
+    extra = getattr(config, "extra", 0)
+    conditions, table = table[:extra].double(), table[extra:]  # these stand for no place
     image = table.double().mT.reshape(-1, *config.grid)
     places = _coordinates(config.grid, after, "scaled")
     image = interpolate(interpolate(image.mT, places[0]).mT, places[1])
-    return image.flatten(1).mT.contiguous()
+    return torch.cat([conditions, image.flatten(1).mT])

@@ -1,15 +1,30 @@
 """U-ViT of baofff/U-ViT (2022 to 2023), class-conditional or without conditions."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from diffit.codecs import AutoencoderConfig, CodecConfig, PixelsConfig
 from diffit.config import Settings, parse
+from diffit.convert import plain
+from diffit.convert.column import shape_of
+from diffit.convert.family import Published, Shapes
+from diffit.convert.licences import UVIT
+from diffit.diffusion.formulation import DDPMConfig, FormulationConfig, VPConfig
 from diffit.errors import CheckpointError, ConfigError
 from diffit.networks.uvit import UViTConfig
+from diffit.sampling import SamplingConfig
 
 NETWORK = "uvit"
+SOURCE = "baofff/U-ViT (March 2023)"
+LICENCE = UVIT
+
+HEADS = {512: 8, 768: 12, 1024: 16, 1152: 16}
+"""Width of each published size to its heads, which the weights do not tell."""
 
 INSIDE = {
     "attention.qkv": "attn.qkv",
@@ -52,6 +67,46 @@ class Arguments(Settings):
     null_class: bool = True
     """None of the reference's: whether the last of ``num_classes`` rows stands for no class, as
     in the models trained for guidance, such as those of ImageNet at 256 and 512 pixels."""
+
+
+def recognises(names: Collection[str]) -> bool:
+    """Blocks before, in and after the middle, and a linear layer that makes patches."""
+    return {"in_blocks.0.attn.qkv.weight", "mid_block.norm1.weight", "decoder_pred.weight"} <= set(
+        names
+    )
+
+
+def infer(shapes: Shapes, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Constructor arguments from shapes; those of ``facts`` win.
+
+    A table of 1000 labels is taken for ImageNet's classes without one for "no class"; any other
+    is taken to end with that one, unless ``facts`` name as many classes as it has rows.
+    """
+    width, channels, patch, _ = shape_of(shapes, "patch_embed.proj.weight", 4)
+    rows = shape_of(shapes, "label_emb.weight", 2)[0] if "label_emb.weight" in shapes else -1
+    cells = shape_of(shapes, "pos_embed", 3)[1] - (2 if rows > 0 else 1)
+    heads = facts.get("num_heads") or HEADS.get(width)
+    if heads is None:
+        raise CheckpointError(
+            f"the weights do not tell the number of heads, and no published U-ViT has width "
+            f"{width}; name it with --heads"
+        )
+    hidden = shape_of(shapes, "mid_block.mlp.fc1.weight", 2)[0]
+    return {
+        "img_size": math.isqrt(cells) * patch,
+        "patch_size": patch,
+        "in_chans": channels,
+        "embed_dim": width,
+        "depth": 2 * len({n.split(".")[1] for n in shapes if n.startswith("in_blocks.")}),
+        "num_heads": heads,
+        "mlp_ratio": hidden / width,
+        "qkv_bias": "mid_block.attn.qkv.bias" in shapes,
+        "mlp_time_embed": "time_embed.0.weight" in shapes,
+        "num_classes": rows,
+        "conv": "final_layer.weight" in shapes,
+        "skip": "out_blocks.0.skip_linear.weight" in shapes,
+        "null_class": rows not in (1000, facts.get("num_classes")),
+    }
 
 
 def config(args: Mapping[str, Any]) -> UViTConfig:
@@ -148,3 +203,73 @@ def shapes(config: UViTConfig) -> dict[str, tuple[int, ...]]:
 def derived(config: UViTConfig) -> dict[str, Tensor]:
     """Nothing: every tensor of the reference is a weight."""
     return {}
+
+
+def published(config: UViTConfig) -> Published:
+    """As the release samples: in pixels and for L by the VP SDE, for H in steps of diffusion."""
+    discrete = config.channels == 4 and not config.conv
+    formulation: FormulationConfig = VPConfig()
+    if discrete:
+        formulation = DDPMConfig(
+            schedule="scaled-linear", interpolation="alpha", learned_variance=False, time="index1"
+        )
+    if not config.classes:
+        sampling = SamplingConfig(sampler="pc", corrections=0, steps=1000)
+    else:
+        guidance = {32: 1.4, 64: 1.7}.get(config.shape[1], 1.0) if config.null_class else 1.0
+        sampling = SamplingConfig(sampler="dpmpp-3s", levels="uniform", steps=50, guidance=guidance)
+    return Published(formulation, sampling, _codec(config.channels))
+
+
+def _codec(channels: int) -> CodecConfig:
+    """Stable Diffusion's autoencoder for 4 channels; the release rounds to the nearest byte."""
+    if channels != 4:
+        return PixelsConfig()
+    return AutoencoderConfig(
+        path="stabilityai/sd-vae-ft-ema", kind="kl", channels=4, factor=8, scale=0.18215, shift=0.0
+    )
+
+
+def plain_forward(
+    state: Mapping[str, Tensor], args: Mapping[str, Any], x: Tensor, time: Tensor, label: Tensor
+) -> Tensor:
+    """Section 3 and Figure 1 of the paper on the release's tensors."""
+    given = Arguments.model_validate(args)
+    tokens = plain.patches(state, "patch_embed.proj", x)
+    level = plain.time_features(time, given.embed_dim).to(x)
+    if given.mlp_time_embed:
+        hidden = plain.silu(plain.linear(state, "time_embed.0", level))
+        level = plain.linear(state, "time_embed.2", hidden)
+    tokens = torch.cat([level[:, None], tokens], dim=1)
+    if given.num_classes > 0:
+        row = plain.table_rows(state, "label_emb", label, x)
+        tokens = torch.cat([row[:, None], tokens], dim=1)
+    tokens = tokens + state["pos_embed"].to(x)
+    kept = []
+    for i in range(given.depth // 2):
+        tokens = _plain_block(state, f"in_blocks.{i}", given, tokens)
+        kept.append(tokens)
+    tokens = _plain_block(state, "mid_block", given, tokens)
+    for i in range(given.depth // 2):
+        if given.skip:
+            both = torch.cat([tokens, kept.pop()], dim=-1)
+            tokens = plain.linear(state, f"out_blocks.{i}.skip_linear", both)
+        tokens = _plain_block(state, f"out_blocks.{i}", given, tokens)
+    tokens = plain.linear(state, "decoder_pred", plain.affine_norm(state, "norm", tokens))
+    tokens = tokens[:, 2 if given.num_classes > 0 else 1 :]
+    image = plain.images(tokens, given.patch_size)
+    if not given.conv:
+        return image
+    weight, bias = state["final_layer.weight"].to(x), state["final_layer.bias"].to(x)
+    return F.conv2d(image, weight, bias, padding=1)
+
+
+def _plain_block(state: plain.State, name: str, args: Arguments, tokens: Tensor) -> Tensor:
+    qkv = plain.linear(state, f"{name}.attn.qkv", plain.affine_norm(state, f"{name}.norm1", tokens))
+    q, k, v = (plain.heads_of(part, args.num_heads) for part in qkv.chunk(3, dim=-1))
+    mixed = plain.joined(plain.attention(q, k, v))
+    tokens = tokens + plain.linear(state, f"{name}.attn.proj", mixed)
+    hidden = plain.linear(
+        state, f"{name}.mlp.fc1", plain.affine_norm(state, f"{name}.norm2", tokens)
+    )
+    return tokens + plain.linear(state, f"{name}.mlp.fc2", plain.gelu(hidden))

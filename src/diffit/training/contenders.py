@@ -13,7 +13,7 @@ from diffit.networks.count import count_parameters
 TOLERANCE = 0.03
 """How far from the wanted number of parameters a network may be."""
 
-STRETCH = (0.5, 2.0)
+STRETCH = (0.25, 4.0)
 """How far the MLP may differ from its usual size to meet that number."""
 
 WIDEST = 4096
