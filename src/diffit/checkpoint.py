@@ -4,7 +4,7 @@ import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ from diffit.generation import SamplingConfig
 from diffit.hub import find, is_hub_folder, load_folder, read_folder
 from diffit.model import Model, ModelConfig, check_shapes, empty_model, fill
 from diffit.sealed import CONFIG, STATE, DamagedError, read_state, read_tensors
+
+if TYPE_CHECKING:
+    from diffit.convert import Converted
 
 POWER = "ema-power-"
 """Begins the names of power-function averages; the relative length follows."""
@@ -35,9 +38,9 @@ def load(
     """Read a model from a checkpoint.
 
     Args:
-        path: a checkpoint, a hub-style folder, a run, whose newest intact checkpoint is taken, or
-            a hub id: `owner/repo`, `owner/repo@revision`, `owner/repo:file.safetensors`. What
-            exists on this machine wins.
+        path: a checkpoint, a hub-style folder, a run, whose newest intact checkpoint is taken,
+            a file of published weights, a folder of diffusers, or a hub id: `owner/repo`,
+            `owner/repo@revision`, `owner/repo:file.safetensors`. What exists on this machine wins.
         weights: name of the set of weights, such as `model` or `ema-0.9999`; by default the one
             that the checkpoint recommends. A run that kept two power-function averages has
             `ema-power-LENGTH` for any length.
@@ -52,6 +55,10 @@ def load(
         if weights not in (None, "model"):
             raise CheckpointError(f"{path} has no weights {weights!r}; there are: model")
         model = load_folder(path, device=device, dtype=dtype, matrices=matrices)
+        return _with_codec(model, codec)
+    if _is_foreign(path):
+        model = _convert(path, weights).model(device=device, dtype=dtype, matrices=matrices)
+        model.provenance["checkpoint"] = str(path)
         return _with_codec(model, codec)
     folder, name, tensors = _find(path, weights)
     state = read_state(folder)
@@ -68,6 +75,23 @@ def load(
         "blake2b": file and file["blake2b"],
     }
     return _with_codec(model, codec)
+
+
+def _is_foreign(path: Path) -> bool:
+    """Whether this is a file of published weights, or a folder of diffusers."""
+    if path.is_dir():
+        return any((path / name).is_file() for name in ("config.json", "model_index.json"))
+    return path.is_file() and path.suffix in (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
+
+
+def _convert(path: Path, weights: str | None) -> "Converted":
+    from diffit.convert import from_file  # of this layer, and for the weights of others alone
+
+    converted = from_file(path, weights=weights, certify=False)
+    licence = converted.licence
+    if licence.note:
+        warnings.warn(f"{path.name}: {licence.name}: {licence.note}", stacklevel=4)
+    return converted
 
 
 def _with_codec(model: Model, path: str | Path | None) -> Model:
@@ -88,6 +112,8 @@ def recommended(path: str | Path) -> SamplingConfig:
     path = find(path)
     if is_hub_folder(path):
         return read_folder(path).sampling
+    if _is_foreign(path):
+        return _convert(path, None).sampling
     for folder in candidates(path):
         try:
             return _read_settings(folder)[1]

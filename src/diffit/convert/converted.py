@@ -40,10 +40,10 @@ class Converted:
     certificate: Certificate
     licence: Licence
 
-    def model(self) -> Model:
-        """With copies of the weights, in float32."""
+    def model(self, **where: Any) -> Model:
+        """With copies of the weights, in float32 unless told; ``where`` as in `fill`."""
         model = empty_model(self.config)
-        fill(model, self.tensors.items())
+        fill(model, self.tensors.items(), **where)
         model.sampling = self.sampling
         model.provenance = {
             "checkpoint": self.certificate.file,

@@ -1,0 +1,1 @@
+"""Ways to use a model elsewhere: in diffusers."""
