@@ -97,7 +97,7 @@ COMMANDS = {
     # --- sampling
     "sample nowhere": "nowhere does not exist; name a checkpoint or the folder of a run",
     "sample photos": "photos is no checkpoint, and no run that has written one",
-    "sample model.pt": "model.pt is a file, not a folder; name a checkpoint or the folder of a run",
+    "sample model.pt": "model.pt is damaged, or no file of PyTorch; fetch it again",
     "sample checkpoint --count 0": "sample checkpoint: count is 0; it must be greater than 0",
     "sample checkpoint --count 2.5": "sample checkpoint: --count: '2.5' is no whole number",
     "sample checkpoint --count": "sample checkpoint: --count needs a value",

@@ -6,9 +6,14 @@ import warnings
 from pathlib import Path
 
 import pytest
+import torch
 
 import diffit
+from convert.files import recorded
+from convert.files import write as convert_write
 from diffit import fetch
+from diffit.checkpoint import recommended
+from diffit.cli import main
 from diffit.errors import CheckpointError
 from diffit.fetch import HubId, parse_id
 from diffit.hub import Card, find, pull, push, read_folder
@@ -151,6 +156,33 @@ def test_a_single_file_comes_with_its_configuration(hub, tmp_path):
     path = find("you/dit:transformer/w.safetensors")
     assert path.read_bytes() == b"weights"
     assert (path.parent / "config.json").read_text() == "{}"
+
+
+def test_published_weights_load_by_file_and_by_id(hub, tmp_path):
+    _, state, _ = recorded("diffit")
+    (tmp_path / "x").mkdir()
+    file = convert_write(tmp_path / "x" / "w.safetensors", state)
+    hub.add("you/diffit", tmp_path / "x")
+    with pytest.warns(UserWarning, match="w.safetensors: cc-by-nc-sa-4.0: for non-commercial use"):
+        local = diffit.load(file)
+    with pytest.warns(UserWarning, match="for non-commercial use"):
+        model = diffit.load("you/diffit:w.safetensors", dtype=torch.bfloat16)
+    assert model.denoiser.dtype == torch.bfloat16
+    assert Path(model.provenance["checkpoint"]).name == "w.safetensors"
+    assert recommended("you/diffit:w.safetensors") == model.sampling
+    for name, tensor in local.network.state_dict().items():
+        assert torch.equal(tensor.bfloat16(), model.network.state_dict()[name])
+
+
+def test_published_weights_convert_by_id(hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _, state, _ = recorded("diffit")
+    (tmp_path / "x").mkdir()
+    convert_write(tmp_path / "x" / "w.safetensors", state)
+    hub.add("you/diffit", tmp_path / "x")
+    assert main(["convert", "you/diffit:w.safetensors", "--out", "out", "--no-certify"]) == 0
+    card = read_folder(tmp_path / "out").card
+    assert card.licence == "cc-by-nc-sa-4.0"
 
 
 def test_only_files_that_cannot_run_code_are_fetched(hub, tmp_path):

@@ -21,6 +21,7 @@ from diffit.convert.export import export
 from diffit.convert.resize import Positions, resize
 from diffit.errors import UsageError
 from diffit.hub import Card, is_hub_folder, read_folder, write_folder
+from diffit.hub import find as find_source
 from diffit.model import Model, empty_model, fill
 from diffit.sealed import STATE
 from diffit.training.console import duration
@@ -69,6 +70,7 @@ def run(args: Args) -> None:
         raise UsageError(f"--family {args.family!r} is unknown; choose from {', '.join(FAMILIES)}")
     if args.approximate and args.to != "diffusers":
         raise UsageError("--approximate is for --to diffusers alone")
+    args = args.model_copy(update={"source": find_source(args.source)})
     _check_room(args)
     if is_ours(args.source):
         certificate, facts = _from_ours(args)
