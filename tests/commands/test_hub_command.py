@@ -41,9 +41,10 @@ def passport(path: Path) -> str:
     path.write_text(json.dumps({
         "format": FORMAT,
         "figures": [{"name": "FID", "metric": "fd", "value": 12.3456, "interval": interval,
-                     "samples": 5000, "reference": 9, "better": "lower", "settings": {}}],
+                     "samples": 5000, "reference": 9, "better": "lower", "settings": {},
+                     "features": "f", "protocol": "adm"}],
         "samples": images, "reference": images,
-        "features": {"name": "f", "dims": 1, "hash": "0", "protocol": "p", "resize": "r"},
+        "features": [{"name": "f", "dims": 1, "hash": "0", "protocol": "adm", "resize": "r"}],
         "generation": {}, "seed": 0, "versions": {}, "notes": [],
     }))  # fmt: skip
     return str(path)
@@ -61,7 +62,7 @@ def test_export_writes_a_folder_that_draws_the_same_images(here, capsys):
     card = read_folder(Path("out")).card
     assert (card.licence, card.provenance["weights"]) == ("mit", "ema-0.9")
     assert card.provenance["images"] == 128
-    assert "| FID | 12.35 | 11.9 to 12.8 |" in Path("out/README.md").read_text()
+    assert "| FID (adm) | 12.35 | 11.9 to 12.8 |" in Path("out/README.md").read_text()
     options = ["--count", "4", "--steps", "2", "--unit", "4"]
     assert main(["sample", "run", "--out", "a", *options]) == 0
     assert main(["sample", "out", "--out", "b", *options]) == 0
@@ -114,7 +115,7 @@ def test_info_says_what_a_folder_is_and_whether_it_is_whole(here, capsys):
     printed = capsys.readouterr().out
     for line in ("network      diffit, 8 x 8", "sampling     sampler heun, steps 18",
                  "licence      mit\n", "bytes in model.safetensors",
-                 "FID          12.35 (11.9 to 12.8), 5,000 samples against x.zip"):  # fmt: skip
+                 "FID (adm)    12.35 (11.9 to 12.8), 5,000 samples against x.zip"):  # fmt: skip
         assert line in printed
     assert "damaged" not in printed
     with Path("out/model.safetensors").open("ab") as file:

@@ -21,7 +21,7 @@ from tiny_hub import CONFIG, SAMPLING, same, write
 
 PASSPORT = {
     "figures": [
-        {"name": "FID", "value": 12.3456, "samples": 5000,
+        {"name": "FID", "protocol": "adm", "value": 12.3456, "samples": 5000,
          "interval": {"low": 11.9, "high": 12.8, "level": 0.95, "method": "bootstrap"}},
         {"name": "IS", "value": 9.1, "samples": 5000, "interval": None},
     ],
@@ -172,6 +172,8 @@ def test_a_tensor_in_two_files_is_damage(folder):
         ({"files": {"run.py": {"bytes": 1, "sha256": ""}}}, "'run.py', which is no file of weigh"),
         ({"files": {"model.safetensors": {"bytes": -1, "sha256": ""}}}, "bytes is -1; it must be"),
         ({"files": {}}, "lacks tensor"),
+        ({"card": {"passports": [{"figures": [{}]}]}}, "passports.0 is no record of a measuremen"),
+        ({"card": {"passports": [{"figures": 3}]}}, "passports.0 is no record of a measurement"),
         ({"card": {"licence": 3}}, "card.licence is 3; it must be a valid string"),
     ],
 )
@@ -222,7 +224,7 @@ def test_the_card_says_licence_labels_sampling_and_measurements(tmp_path):
         "diffit sample me/digits --out samples",
         "| `guidance` | 1.5 |",
         "0 kind 0, 1 kind 1",
-        "| FID | 12.35 | 11.9 to 12.8 | 5,000 | cifar10.npz | heun, 18, guidance 1.5 |",
+        "| FID (adm) | 12.35 | 11.9 to 12.8 | 5,000 | cifar10.npz | heun, 18, guidance 1.5 |",
         "| IS | 9.1 |  | 5,000 |",
         "| largest difference | 1e-07 |",
         "| images | 128 |",

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from diffit.config import Settings
 from diffit.model import ModelConfig
@@ -43,6 +43,16 @@ class Card(Settings):
     """Of converted weights: how they were compared with their source."""
     passports: tuple[dict[str, Any], ...] = ()
     """Measurements, each as `diffit evaluate` writes it."""
+
+    @field_validator("passports")
+    @classmethod
+    def check_passports(cls, passports: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
+        for number, passport in enumerate(passports):
+            try:
+                list(figures(passport))
+            except (KeyError, TypeError, AttributeError, ValueError):
+                raise ValueError(f"passports.{number} is no record of a measurement") from None
+        return passports
 
     @property
     def restriction(self) -> str:
@@ -173,7 +183,9 @@ def figures(passport: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
         interval = figure.get("interval") or {}
         span = f"{interval['low']:.4g} to {interval['high']:.4g}" if interval else ""
         value = f"{figure['value']:.4g}"
-        yield figure["name"], value, span, f"{figure['samples']:,}", reference, how
+        protocol = figure.get("protocol")
+        name = f"{figure['name']} ({protocol})" if protocol else figure["name"]
+        yield name, value, span, f"{figure['samples']:,}", reference, how
 
 
 def _mapping(title: str, values: Mapping[str, Any]) -> Iterator[str]:
