@@ -81,6 +81,14 @@ def test_archives_that_unpack_to_more_than_they_are(tmp_path):
     refused(path, "unpacks to .* bytes; files of PyTorch do not")
 
 
+def test_archives_of_an_unknown_version(tmp_path):
+    path = official(tmp_path, suffix="pt")
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\x01\x02") + 6] = 99
+    path.write_bytes(bytes(content))
+    refused(path, "is damaged, or no file of PyTorch")
+
+
 def test_tensors_without_memory_of_their_own(tmp_path):
     torch.save({"x_embedder.proj.weight": torch.zeros(1).expand(1 << 20, 1 << 20)},
                tmp_path / "a.pt")  # fmt: skip

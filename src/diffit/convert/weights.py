@@ -122,7 +122,7 @@ def _check_archive(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(info.file_size for info in archive.infolist())
-    except (zipfile.BadZipFile, OSError, ValueError):
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
         raise CheckpointError(f"{path} is damaged, or no file of PyTorch; fetch it again") from None
     if unpacked > path.stat().st_size + (1 << 20):
         raise CheckpointError(f"{path} unpacks to {unpacked:,} bytes; files of PyTorch do not")
