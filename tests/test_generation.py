@@ -22,7 +22,8 @@ from diffit.errors import UsageError
 from diffit.generation import generate, label_tensor, units
 from diffit.model import Model, ModelConfig, build_model
 from diffit.networks import DiffiTConfig
-from diffit.samplers import SAMPLERS
+from diffit.samplers import SAMPLERS, ImageNoise
+from diffit.samplers.heun import euler
 from diffit.sampling import LEVEL_OPTIONS, OPTIONS, SamplingConfig
 from oracle import Gaussian
 
@@ -284,6 +285,24 @@ def test_each_evaluation_is_told() -> None:
     generate(tiny(), [0], labels=0, steps=5, on_step=lambda sigma, _: told.append(sigma))
     assert len(told) == SAMPLERS["heun"].evaluations(5)
     assert told[0] == 80.0
+
+
+def test_ending_above_zero_decodes_the_published_state() -> None:
+    config = ModelConfig(
+        network=DiffiTConfig(size=8, channels=1, widths=(8,), blocks=(1,)), formulation=VPConfig()
+    )
+    model = build_model(config)
+    settings = SamplingConfig(
+        sampler="euler", levels="uniform", steps=2, sigma_min=2.0, to_zero=False
+    )
+    sigmas, states = settings.sigmas(model.formulation), []
+    model.codec.decode = lambda x: states.append(x) or torch.zeros(1)  # type: ignore[method-assign]
+    generate(model, [3], settings=settings)
+    noise = ImageNoise([3], SHAPE, torch.device("cpu"), torch.float64)
+    start = noise() * model.formulation.prior_std(sigmas[0])
+    x = euler(model.denoiser, start, sigmas)
+    assert sigmas[-1] == 2
+    torch.testing.assert_close(states[0][:1], x * (1 + 2.0**2) ** -0.5)
 
 
 def test_the_model_recommends_and_the_caller_decides() -> None:

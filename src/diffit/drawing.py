@@ -37,7 +37,9 @@ def draw_here(
     Ends when all of them are drawn, by this process or another.
     """
     model, reference = models
-    share = 1 / SAMPLERS[plan.sampling.sampler].evaluations(plan.sampling.steps)
+    share = 1 / SAMPLERS[plan.sampling.sampler].evaluations(
+        plan.sampling.steps, to_zero=plan.sampling.to_zero
+    )
     with threads(plan.threads), contextlib.closing(claimed(out, plan, todo)) as units:
         for unit in units:
             with contextlib.suppress(OvertakenError):

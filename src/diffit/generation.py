@@ -175,6 +175,9 @@ def draw(
         denoise = _watched(denoise, on_step)
     with _precision(model, settings), _reuse(model, settings):
         x = sampler.run(denoise, x, sigmas, noise=noise, **settings.given(OPTIONS))
+    if not settings.to_zero:
+        # What the published code returns of a level above 0 is its own state, not ours.
+        x = model.formulation.signal(sigmas[-1]) * x
     return model.codec.decode(x).cpu()
 
 

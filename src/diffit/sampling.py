@@ -49,6 +49,8 @@ class SamplingConfig(Settings):
     """flow levels: above 1 more steps are spent on high noise."""
     sections: str | None = None
     """respaced levels: how many steps of each section, such as 10,15,25."""
+    to_zero: bool = True
+    """End at noise 0; no ends at the lowest level and keeps its noise, as U-ViT and DiMR do."""
 
     guidance: NonNegativeFloat = 1.0
     """Weight of the guidance; 1 is none, above 1 pushes towards the class."""
@@ -143,16 +145,16 @@ class SamplingConfig(Settings):
 
     def for_any_sampler(self) -> "SamplingConfig":
         """These settings without what only this sampler or its noise levels understand."""
-        own = {"levels", *OPTIONS, *LEVEL_OPTIONS}
+        own = {"levels", "to_zero", *OPTIONS, *LEVEL_OPTIONS}
         return SamplingConfig(**self.model_dump(exclude=own))
 
     def sigmas(self, formulation: Formulation) -> Tensor:
-        """The noise levels, (steps + 1,) float64, the last one 0; UsageError if they cannot be."""
+        """The noise levels, (steps + 1,) float64, decreasing; UsageError if they cannot be."""
         kind = self.levels or SAMPLERS[self.sampler].levels(formulation)
         options = {
             LEVEL_OPTIONS[name]: value for name, value in self.given([*LEVEL_OPTIONS]).items()
         }
-        return levels(kind, self.steps, formulation, **options)
+        return levels(kind, self.steps, formulation, to_zero=self.to_zero, **options)
 
     def weight(self, formulation: Formulation) -> Weight:
         """The guidance weight as a function of sigma."""

@@ -125,3 +125,22 @@ def test_refusals():
         find_sampler("euler").check_options("euler", ["eta"])
     with pytest.raises(UsageError, match="it knows churn, churn_min, churn_max, churn_noise"):
         find_sampler("heun").check_options("heun", ["churn", "eta"])
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_sampler_may_end_above_zero(name):
+    sampler, data, calls, row = SAMPLERS[name], Gaussian(), [], ROWS[1]
+    sigmas = levels("uniform", 40, row, low=0.1, to_zero=False)
+    assert len(sigmas) == 41
+    assert sigmas[-1].item() == pytest.approx(0.1)
+    noise = ImageNoise(range(64), (1, 8, 8))
+
+    def denoise(x, sigma):
+        calls.append(sigma)
+        clean = data(x, sigma)
+        return Estimate(clean, torch.zeros_like(x)) if sampler.wants_estimate else clean
+
+    end = sampler.run(denoise, row.prior_std(sigmas[0]) * noise(), sigmas, noise=noise)
+    assert len(calls) == sampler.evaluations(40, to_zero=False)
+    # What is left of the noise is part of the variance.
+    assert end.std().item() == pytest.approx((data.std**2 + 0.1**2) ** 0.5, rel=0.2)

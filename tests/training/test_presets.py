@@ -41,7 +41,9 @@ def test_the_presets_are_all_there():
     sizes += ["uvit-s-2-cifar10", "uvit-s-4-celeba64", "uvit-s-2-deep-256"]
     sizes += [f"uvit-{place}" for place in ("m-4-imagenet64", "l-4-imagenet64")]
     sizes += [f"uvit-{place}" for place in ("l-2-256", "h-2-256", "l-4-512", "h-4-512")]
-    tiny = ["tiny-diffit", "tiny-latent-diffit", "tiny-dit", "tiny-uvit", "tiny-mdt"]
+    sizes += ["dimr-xl-2r-256", "dimr-g-2r-256", "dimr-xl-3r-512"]
+    sizes += ["dimr-l-3r-imagenet64", "dimr-m-3r-imagenet64"]
+    tiny = ["tiny-diffit", "tiny-latent-diffit", "tiny-dit", "tiny-uvit", "tiny-mdt", "tiny-dimr"]
     assert set(NAMES) == {*sizes, *PLAIN, *small, *tiny}
 
 
@@ -74,6 +76,22 @@ def test_uvit_is_as_large_and_costs_as_much_as_published(name, millions, gmacs):
     assert round(parameters(network) / 1e6) == millions
     if gmacs:
         assert count_macs(network) / 1e9 == pytest.approx(gmacs, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "gmacs"),
+    [
+        ("dimr-xl-2r-256", 505_046_408, 160.2),
+        ("dimr-g-2r-256", 1_056_352_904, 331.1),
+        ("dimr-xl-3r-512", 525_027_372, 206.1),
+        ("dimr-l-3r-imagenet64", 283_716_729, 109.9),
+        ("dimr-m-3r-imagenet64", 132_828_681, 53.5),
+    ],
+)
+def test_dimr_is_as_large_and_costs_as_much_as_published(name, count, gmacs):
+    network = read_config(name).model.network
+    assert parameters(network) == count
+    assert count_macs(network) / 1e9 == pytest.approx(gmacs, rel=0.01)
 
 
 @pytest.mark.parametrize(

@@ -12,17 +12,20 @@ from diffit.diffusion.formulation import Formulation
 from diffit.errors import UsageError
 
 
-def levels(kind: str, steps: int, formulation: Formulation, **options: Any) -> Tensor:
+def levels(
+    kind: str, steps: int, formulation: Formulation, *, to_zero: bool = True, **options: Any
+) -> Tensor:
     """A list of ``steps`` noise levels and a final 0.
 
     Args:
         kind: key of `LEVELS`.
         steps: how many levels above 0.
         formulation: gives the ends of the list, unless ``low`` and ``high`` do.
+        to_zero: end with 0; else with the lowest level, one more of the list's own.
         options: keyword options of the list's function; None stands for its default.
 
     Returns:
-        (steps + 1,) float64, decreasing, on the CPU; the last is 0.
+        (steps + 1,) float64, decreasing, on the CPU; the last is 0, or the lowest level.
 
     Raises:
         UsageError: unknown kind or option, or a list that this formulation cannot have.
@@ -38,6 +41,8 @@ def levels(kind: str, steps: int, formulation: Formulation, **options: Any) -> T
             raise UsageError(
                 f"level list {kind!r} has no option {name!r}; it knows {', '.join(known) or 'none'}"
             )
+    if not to_zero:
+        return make(steps + 1, formulation, **given)
     sigmas = make(steps, formulation, **given)
     return torch.cat([sigmas, sigmas.new_zeros(1)])
 

@@ -51,9 +51,9 @@ class Sampler:
             return formulation.natural
         return self.curve
 
-    def evaluations(self, steps: int) -> int:
-        """How often the (guided) denoiser is called for ``steps`` levels and a final 0."""
-        return self.cost * (steps - 1) + self.last
+    def evaluations(self, steps: int, *, to_zero: bool = True) -> int:
+        """How often the (guided) denoiser is called for ``steps`` steps, the last one to 0."""
+        return self.cost * (steps - 1) + (self.last if to_zero else self.cost)
 
     def check_options(self, name: str, options: Iterable[str]) -> None:
         """UsageError if one of ``options`` is none of this sampler, called ``name``."""
@@ -83,7 +83,9 @@ SAMPLERS: dict[str, Sampler] = {
     "dpmpp-2m": Sampler(partial(dpmpp_multistep, order=2), "DPM-Solver++(2M)", "karras"),
     "dpmpp-3m": Sampler(partial(dpmpp_multistep, order=3), "DPM-Solver++(3M)", "karras"),
     "dpmpp-2s": Sampler(partial(dpmpp_singlestep, order=2), "DPM-Solver++(2S)", "karras"),
-    "dpmpp-3s": Sampler(partial(dpmpp_singlestep, order=3), "DPM-Solver++(3S)", "karras"),
+    "dpmpp-3s": Sampler(
+        partial(dpmpp_singlestep, order=3), "DPM-Solver++(3S), DPM-Solver-fast", "karras"
+    ),
     "dpmpp-2m-sde": Sampler(
         partial(dpmpp_multistep_sde, order=2), "DPM-Solver++(2M) with noise", "karras",
         stochastic=True,
