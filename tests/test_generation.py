@@ -301,8 +301,8 @@ def test_ending_above_zero_decodes_the_published_state() -> None:
     noise = ImageNoise([3], SHAPE, torch.device("cpu"), torch.float64)
     start = noise() * model.formulation.prior_std(sigmas[0])
     x = euler(model.denoiser, start, sigmas)
-    assert sigmas[-1] == 2
-    torch.testing.assert_close(states[0][:1], x * (1 + 2.0**2) ** -0.5)
+    assert sigmas[-1].item() == pytest.approx(2)
+    torch.testing.assert_close(states[0][:1], x * (1 + sigmas[-1] ** 2) ** -0.5)
 
 
 def test_the_model_recommends_and_the_caller_decides() -> None:
