@@ -1,7 +1,7 @@
-"""Kills of `diffit sample` at random moments: the images end up as if nothing had happened.
+"""Images drawn by one process, by three, and by commands killed at random moments: equal bytes.
 
-6 kills by default, 50 with DIFFIT_SOAK=full. With DIFFIT_FIGURES=FOLDER the figures are written to
-`FOLDER/sample-kills.json`.
+300 images and 6 kills by default, 2000 and 20 with DIFFIT_SOAK=full. With DIFFIT_FIGURES=FOLDER the
+figures are written to `FOLDER/sample-kills.json`.
 """
 
 import json
@@ -23,7 +23,9 @@ from tiny import tiny_run
 pytestmark = pytest.mark.soak
 
 FULL = os.environ.get("DIFFIT_SOAK") == "full"
-KILLS, COUNT = (50, 800) if FULL else (6, 300)
+KILLS, COUNT = (20, 2000) if FULL else (6, 300)
+STARTUP = 2.0
+"""Seconds until the first image, about."""
 
 
 def start(checkpoint: Path, out: Path, processes: int) -> subprocess.Popen[bytes]:
@@ -42,26 +44,34 @@ def contents(out: Path) -> dict[str, bytes]:
     return {str(p.relative_to(out)): p.read_bytes() for p in files}
 
 
-def test_kills_change_no_image(tmp_path: Path) -> None:
+def make_checkpoint(folder: Path) -> Path:
     config = tiny_run()
     model = build_model(config.model)
     with torch.no_grad():
         for weight in model.network.parameters():
             weight.add_(0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)))
-    save_model(tmp_path / "model", config, {"model": model.network.state_dict()}, {"images": 0})
+    save_model(folder, config, {"model": model.network.state_dict()}, {"images": 0})
+    return folder
+
+
+def test_neither_processes_nor_kills_change_a_byte(tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path / "model")
     began = time.monotonic()
-    finish(start(tmp_path / "model", tmp_path / "straight", 1))
-    whole = time.monotonic() - began
-    expected = contents(tmp_path / "straight")
+    finish(start(checkpoint, tmp_path / "one", 1))
+    drawing = max(time.monotonic() - began - STARTUP, 1.0)
+    expected = contents(tmp_path / "one")
+    assert len([name for name in expected if name.endswith(".png")]) == COUNT + 1  # and the grid
+    finish(start(checkpoint, tmp_path / "three", 3))
+    assert contents(tmp_path / "three") == expected
 
     dice = random.Random(0)
     kills = runs = groups = 0
     while kills < KILLS:
         out = tmp_path / f"run{runs}"
         while kills < KILLS:
-            process = start(tmp_path / "model", out, dice.choice((1, 2, 3)))
+            process = start(checkpoint, out, dice.choice((1, 2, 3)))
             try:
-                process.wait(dice.uniform(0, whole))
+                process.wait(STARTUP + dice.uniform(0, 1.2 * drawing / KILLS))
                 break
             except subprocess.TimeoutExpired:
                 kills += 1
@@ -70,7 +80,7 @@ def test_kills_change_no_image(tmp_path: Path) -> None:
             groups += everybody
             (os.killpg if everybody else os.kill)(process.pid, signal.SIGKILL)
             process.communicate()
-        finish(start(tmp_path / "model", out, 2))
+        finish(start(checkpoint, out, 2))
         assert contents(out) == expected
         runs += 1
     write_figures({"kills": kills, "of_the_whole_group": groups, "runs": runs, "images": COUNT})
@@ -87,7 +97,7 @@ def write_figures(figures: dict[str, int]) -> None:
         return
     content = {
         "what": "SIGKILL at random moments of `diffit sample` in 1 to 3 processes; the files are "
-        "identical, byte for byte, to those of one process without kills",
+        "identical, byte for byte, to those of one process, and of three, without kills",
         **figures,
         "identical": True,
         "torch": torch.__version__,
