@@ -179,10 +179,13 @@ class Repository:
 
     def _missing_offline(self, file: str) -> str:
         place = cache_folder() / self.source.repo
+        way = f"fetch it elsewhere with `diffit hub pull {self.source.repo} OUT` and"
+        if self.source.file:
+            place, way = place / file, "fetch it elsewhere and"
         return (
             f"there is no folder {self.source.repo} here, {file} of a repository of that name is "
-            f"not in the cache, and the hub cannot be asked ({self.silence}); fetch it elsewhere "
-            f"with `diffit hub pull {self.source.repo} OUT` and put it at {place}"
+            f"not in the cache, and the hub cannot be asked ({self.silence}); {way} put it at "
+            f"{place}"
         )
 
 

@@ -216,7 +216,7 @@ def test_the_card_says_licence_labels_sampling_and_measurements(tmp_path):
     assert front_matter(tmp_path / "digits") == {
         "license": "cc-by-nc-4.0", "library_name": "diffit",
         "pipeline_tag": "unconditional-image-generation",
-        "tags": ["diffit", "diffusion", "vision-transformer", "diffit", "class-conditional"],
+        "tags": ["diffit", "diffusion", "vision-transformer", "class-conditional"],
     }  # fmt: skip
     for part in (
         "# Digits\n",
@@ -224,7 +224,7 @@ def test_the_card_says_licence_labels_sampling_and_measurements(tmp_path):
         "diffit sample me/digits --out samples",
         "| `guidance` | 1.5 |",
         "0 kind 0, 1 kind 1",
-        "| FID (adm) | 12.35 | 11.9 to 12.8 | 5,000 | cifar10.npz | heun, 18, guidance 1.5 |",
+        "| FID (adm) | 12.35 | 11.9 to 12.8 | 5,000 | cifar10.npz | heun in 18 steps, guidance 1.5",
         "| IS | 9.1 |  | 5,000 |",
         "| largest difference | 1e-07 |",
         "| images | 128 |",
@@ -255,6 +255,12 @@ def test_a_card_without_a_licence_says_so(written):
 )
 def test_what_a_licence_restricts_follows_from_its_name(licence, restriction):
     assert Card(licence=licence).restriction == restriction
+
+
+def test_classes_without_names_are_numbers(tmp_path):
+    for names in ((), tuple(map(str, range(10)))):
+        write(tmp_path / "x", config=CONFIG.model_copy(update={"class_names": names}))
+        assert "## Labels\n\n0 to 9.\n" in (tmp_path / "x" / "README.md").read_text()
 
 
 def test_names_of_classes_cannot_break_the_card(tmp_path):

@@ -22,6 +22,9 @@ HUB_LICENCES = (
 """Names that the Hugging Face hub knows; any other is written there as "other" with its name."""
 
 
+TAGS = ("diffit", "diffusion", "vision-transformer")
+
+
 class Card(Settings):
     """What is said of a model beside its weights; all of it may be left out."""
 
@@ -95,7 +98,7 @@ def _front_matter(card: Card, config: ModelConfig) -> dict[str, Any]:
     return front | {
         "library_name": "diffit",
         "pipeline_tag": "unconditional-image-generation",
-        "tags": ["diffit", "diffusion", "vision-transformer", config.network.name, *labels],
+        "tags": list(dict.fromkeys([*TAGS, config.network.name, *labels])),
     }
 
 
@@ -152,10 +155,10 @@ Unless told otherwise, images are drawn so:
 def _labels(config: ModelConfig) -> Iterator[str]:
     if not config.network.classes:
         return
-    names = config.class_names or [str(i) for i in range(config.network.classes)]
+    names = config.class_names
     listed = ", ".join(f"{i} {_line(text)}" for i, text in enumerate(names))
-    if not config.class_names:
-        listed = f"0 to {config.network.classes - 1}; they have no names."
+    if names in ((), tuple(map(str, range(len(names))))):
+        listed = f"0 to {config.network.classes - 1}."
     elif len(names) > 20:
         listed = f"<details><summary>{len(names)} classes</summary>\n\n{listed}\n\n</details>"
     yield f"## Labels\n\n{listed}"
@@ -176,7 +179,7 @@ def figures(passport: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     reference = (passport.get("reference") or {}).get("path", "")
     drawn = passport.get("generation") or {}
     sampling = drawn.get("sampling") or drawn
-    how = ", ".join(str(sampling[key]) for key in ("sampler", "steps") if key in sampling)
+    how = f"{sampling['sampler']} in {sampling['steps']} steps" if "steps" in sampling else ""
     if sampling.get("guidance", 1) != 1:
         how += f", guidance {sampling['guidance']:g}"
     for figure in passport.get("figures", ()):
