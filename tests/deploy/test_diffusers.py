@@ -141,6 +141,47 @@ def test_every_solver_ends_where_the_flow_ends(ddpm, kind, spacing, own):
     assert (result - exact).std() < 0.03 * exact.std()
 
 
+FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+
+
+@pytest.mark.parametrize(
+    ("config", "scheduler"),
+    [
+        (EDMConfig(), diffusers.EDMDPMSolverMultistepScheduler(sigma_data=1.0)),
+        (FlowConfig(), diffusers.FlowMatchHeunDiscreteScheduler()),
+        (FlowConfig(), diffusers.DPMSolverMultistepScheduler(**FLOW)),
+        (FlowConfig(), diffusers.UniPCMultistepScheduler(**FLOW)),
+    ],
+)
+def test_solvers_of_edm_and_flow_end_where_the_flow_ends(config, scheduler):
+    built = model(config)
+    pipe = quiet(DiffiTPipeline(built, scheduler))
+    result = pipe([0, 2], 1.0, 200, latents=noise(), output_type="latent").images
+    exact = drawn(built, "heun", levels("karras", 200, built.formulation), guidance=1.0)
+    assert (result - exact).std() < 0.03 * exact.std()
+
+
+def test_ddim_that_trails_starts_at_the_highest_level(ddpm):
+    scheduler = diffusers.DDIMScheduler(**LINEAR, timestep_spacing="trailing")
+    pipe = quiet(DiffiTPipeline(ddpm, scheduler))
+    result = pipe([0, 2], 3.0, 10, latents=noise(), output_type="latent").images
+    chosen = ddpm.formulation.levels[torch.arange(99, 1000, 100)].flip(0)
+    assert close(result, drawn(ddpm, "ddim", torch.cat([chosen, torch.zeros(1).double()])))
+
+
+@pytest.mark.parametrize("kind", ["EulerAncestralDiscreteScheduler", "SASolverScheduler"])
+def test_stochastic_solvers_follow_their_generator(ddpm, kind):
+    pipe = quiet(DiffiTPipeline(ddpm))
+    pipe.scheduler = getattr(diffusers, kind).from_config(pipe.scheduler.config)
+    first, second, other = (
+        pipe([0, 2], 1.0, 20, torch.Generator().manual_seed(seed), output_type="latent").images
+        for seed in (1, 1, 2)
+    )
+    assert first.isfinite().all()
+    assert torch.equal(first, second)
+    assert not torch.equal(first, other)
+
+
 @pytest.mark.parametrize("config", [VPConfig(), EDMConfig(), FlowConfig(), VEConfig()])
 def test_models_of_every_formulation_and_without_classes_draw(config):
     pipe = quiet(DiffiTPipeline(model(config, classes=0)))
@@ -229,6 +270,8 @@ def test_a_saved_pipeline_is_a_hub_folder_and_comes_back(ddpm, tmp_path):
          "has variance_type 'learned'; the networks of this library"),
         (DDPMConfig(), diffusers.LCMScheduler(), "LCMScheduler is not among the schedulers that"),
         (DDPMConfig(), diffusers.DDIMScheduler(rescale_betas_zero_snr=True), "noise level inf"),
+        (FlowConfig(), diffusers.UniPCMultistepScheduler(use_flow_sigmas=True),
+         "has prediction_type 'epsilon'; it must be flow_prediction"),
         (DDPMConfig(), diffusers.EulerDiscreteScheduler(prediction_type="sample"),
          "has prediction_type 'sample'; it must be epsilon or v_prediction"),
     ],

@@ -38,7 +38,7 @@ PREDICTIONS = {
     "preserving": ("epsilon", "sample", "v_prediction"),
     "exploding": ("epsilon", "v_prediction"),
     "edm": ("epsilon", "v_prediction"),
-    "flow": ("flow_prediction", "epsilon", "sample"),
+    "flow": ("flow_prediction",),
 }
 """What a network may be said to predict, by kind of scheduler."""
 
