@@ -1,6 +1,9 @@
 """The pipeline draws what our samplers draw, with schedulers of diffusers; what does not fit is
 refused by name."""
 
+import importlib
+import sys
+
 import diffusers
 import pytest
 import torch
@@ -316,3 +319,10 @@ def test_a_ddpm_network_serves_the_dit_pipeline_of_diffusers():
     assert close(result, (latents / 2 + 0.5).clamp(0, 1), 1e-4)
     with pytest.raises(UsageError, match="this model is edm and is told the time as 'log4'"):
         DenoiserModel(model(EDMConfig()))
+
+
+def test_without_diffusers_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    monkeypatch.delitem(sys.modules, "diffit.deploy.diffusers")
+    with pytest.raises(UsageError, match=r"pipelines need diffusers.*pip install \"diffit-torch"):
+        importlib.import_module("diffit.deploy.diffusers")
