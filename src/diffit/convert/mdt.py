@@ -158,7 +158,7 @@ def derived(config: MDTConfig) -> dict[str, Tensor]:
 
 
 def published(config: MDTConfig) -> Published:
-    """As the paper evaluates: power-cosine guidance of three channels up to 3.8."""
+    """As MDT is evaluated: power-cosine guidance of three channels up to 3.8."""
     guidance = {"guidance": 3.8, "guidance_schedule": "power-cosine", "guidance_power": 4.0}
     return Published(
         formulation=DDPMConfig(learned_variance=config.learned_variance),
@@ -170,7 +170,7 @@ def published(config: MDTConfig) -> Published:
 def plain_forward(
     state: Mapping[str, Tensor], args: Mapping[str, Any], x: Tensor, time: Tensor, label: Tensor
 ) -> Tensor:
-    """The unmasked forward pass of MDTv2 (Figure 3 of the paper) on the release's tensors."""
+    """The unmasked forward pass of MDTv2 (arXiv:2303.14389) on the release's tensors."""
     given = Arguments.model_validate(args)
     first = plain.patches(state, "x_embedder.proj", x) + state["pos_embed"].to(x)
     c = plain.silu(column.condition(state, time, label, x))

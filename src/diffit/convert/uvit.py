@@ -26,6 +26,9 @@ LICENCE = UVIT
 HEADS = {512: 8, 768: 12, 1024: 16, 1152: 16}
 """Width of each published size to its heads, which the weights do not tell."""
 
+LOWEST = 0.003178
+"""The level of the VP SDE at time 1e-4, where the release ends sampling in continuous time."""
+
 INSIDE = {
     "attention.qkv": "attn.qkv",
     "attention.out": "attn.proj",
@@ -216,8 +219,14 @@ def published(config: UViTConfig) -> Published:
     if not config.classes:
         sampling = SamplingConfig(sampler="pc", corrections=0, steps=1000)
     else:
-        guidance = {32: 1.4, 64: 1.7}.get(config.shape[1], 1.0) if config.null_class else 1.0
-        sampling = SamplingConfig(sampler="dpmpp-3s", levels="uniform", steps=50, guidance=guidance)
+        sampling = SamplingConfig(
+            sampler="dpmpp-3s",
+            levels="uniform",
+            to_zero=False,
+            sigma_min=None if discrete else LOWEST,
+            steps=50,
+            guidance={32: 1.4, 64: 1.7}.get(config.shape[1], 1.0) if config.null_class else 1.0,
+        )
     return Published(formulation, sampling, _codec(config.channels))
 
 

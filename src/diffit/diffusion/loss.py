@@ -74,8 +74,8 @@ def denoising_loss(
         weight: multiplies the squared error, see `LOSS_WEIGHTS`; the bound is not weighted.
         coarse_weights: of the coarser resolutions, the coarsest first; None for `COARSE_WEIGHTS`.
         seen: (B, N) patches that a network with masked training is shown in a second forward
-            pass, whose loss is added to the total of the first (MDT, arXiv:2303.14389, Section
-            3.2; here both passes see the same noise).
+            pass, whose loss is added to the total of the first, as MDT is trained
+            (arXiv:2303.14389). Both passes see the same noise.
     """
     sigma = sigma.to(double(sigma.device))
     x = clean + over(sigma, clean) * noise
