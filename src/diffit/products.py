@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from diffit.data.example import Follow
 from diffit.data.images import grid, to_png
-from diffit.data.inspect import Follow
 from diffit.data.pack import pack
 from diffit.samples import Plan, image_path, images_of, partial_path, write_here
 from diffit.work import checksums

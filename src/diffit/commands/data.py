@@ -1,7 +1,6 @@
-"""`diffit data inspect` and `diffit data pack`."""
+"""`diffit data inspect`, `pack`, `encode` and `convert-latents`."""
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -9,12 +8,20 @@ import tyro
 from pydantic import Field
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import track
 from rich.table import Table
 
+from diffit.commands.data_latents import (
+    ConvertLatents,
+    Encode,
+    inspect_latents,
+    run_convert,
+    run_encode,
+)
+from diffit.commands.progress import follow, in_bytes
 from diffit.config import Settings
 from diffit.data.images import Background, write_png
 from diffit.data.inspect import Survey, survey
+from diffit.data.layouts import layout_of, open_latents
 from diffit.data.pack import pack
 from diffit.errors import UsageError
 
@@ -26,7 +33,7 @@ class Inspect(Settings):
     """Say what is in a data set, and draw a contact sheet."""
 
     path: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PATH")]
-    """A folder, zip or npz of images, or builtin:digits, builtin:patches."""
+    """A folder, zip or npz of images, latents, or builtin:digits, builtin:patches."""
     sheet: Path | None = Path("contact-sheet.png")
     """Where the contact sheet is drawn; None draws none."""
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False
@@ -55,7 +62,10 @@ class Pack(Settings):
 def run_inspect(args: Inspect) -> None:
     if args.sheet is not None and args.sheet.suffix.lower() != ".png":
         raise UsageError(f"--sheet {args.sheet} must end in .png")
-    found = survey(args.path, follow=_follow("reading"))
+    if layout := layout_of(args.path):
+        inspect_latents(open_latents(args.path, layout), layout, as_json=args.as_json)
+        return
+    found = survey(args.path, follow=follow("reading"))
     if args.sheet is not None and found.sheet is not None:
         write_png(args.sheet, found.sheet)
     if args.as_json:
@@ -73,25 +83,19 @@ def run_pack(args: Pack) -> None:
         labels=args.labels,
         background=args.background,
         skip_unreadable=args.skip_unreadable,
-        follow=_follow("packing"),
+        follow=follow("packing"),
     )
     for reason in packed.left_out:
         print(f"left out: {reason}")
-    print(f"{args.out}: {packed.images} images, {_bytes(packed.bytes)}, read back and whole")
+    print(f"{args.out}: {packed.images} images, {in_bytes(packed.bytes)}, read back and whole")
 
 
-VERBS = {"inspect": (Inspect, run_inspect), "pack": (Pack, run_pack)}
-
-
-def _follow(what: str) -> Any:
-    console = Console(stderr=True)
-
-    def follow(numbers: range) -> Iterable[int]:
-        return track(
-            numbers, what, console=console, transient=True, disable=not console.is_terminal
-        )
-
-    return follow
+VERBS = {
+    "inspect": (Inspect, run_inspect),
+    "pack": (Pack, run_pack),
+    "encode": (Encode, run_encode),
+    "convert-latents": (ConvertLatents, run_convert),
+}
 
 
 def _as_json(found: Survey, sheet: Path | None) -> dict[str, Any]:
@@ -136,7 +140,7 @@ def _facts(found: Survey) -> list[tuple[str, str]]:
         ("sizes", _counts({f"{w} x {h}": n for (w, h), n in found.sizes.most_common()})),
         ("pixels", _counts(dict(found.pixels.most_common()))),
         ("classes", _counts(found.classes) if found.classes else "none"),
-        ("in memory", _bytes(found.memory)),
+        ("in memory", in_bytes(found.memory)),
         ("duplicates", f"{copies} {'copy' if copies == 1 else 'copies'}" if copies else "none"),
     ]
     facts += [("", _copies(names)) for names in found.duplicates[:LINES]]
@@ -159,7 +163,3 @@ def _counts(counts: dict[str, int]) -> str:
     shown = [f"{name} ({n})" for name, n in list(counts.items())[:LINES]]
     more = len(counts) - len(shown)
     return ", ".join(shown) + (f" and {more} more" if more else "")
-
-
-def _bytes(count: int) -> str:
-    return f"{count / 2**20:.1f} MiB" if count < 2**30 else f"{count / 2**30:.1f} GiB"

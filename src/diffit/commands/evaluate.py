@@ -20,7 +20,7 @@ from rich.progress import (
 from rich.table import Table
 
 from diffit.config import Settings
-from diffit.data import Dataset, open_dataset
+from diffit.data import Dataset, open_images
 from diffit.distributed import pick_device
 from diffit.errors import UsageError
 from diffit.evaluation import (
@@ -94,7 +94,7 @@ def run(args: Args) -> None:
     _check_layout(args, extractors)
     images, record = find_samples(args.samples)
     generation = read_generation(record)
-    samples = open_dataset(images, channels=args.channels)
+    samples = open_images(images, channels=args.channels)
     _check_complete(args.samples, samples, generation)
     reference = None if args.reference is None else _open_reference(args, args.reference)
     cache = open_cache() if args.cache else None
@@ -263,11 +263,11 @@ def _open_reference(args: Args, name: str) -> Dataset | Statistics:
     path = Path(name)
     pickled = path.suffix.lower() in (".pkl", ".pickle")
     if not pickled and not (path.is_file() and is_statistics(path)):
-        return open_dataset(find_samples(name)[0], size=args.size, channels=args.channels)
+        return open_images(find_samples(name)[0], size=args.size, channels=args.channels)
     statistics = read_statistics(path)
     if not has_examples(path):
         return statistics
-    return replace(statistics, images=open_dataset(name, channels=args.channels, labels=False))
+    return replace(statistics, images=open_images(name, channels=args.channels, labels=False))
 
 
 def _only_statistics(

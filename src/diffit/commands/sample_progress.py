@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from diffit.data.inspect import Follow
+from diffit.data.example import Follow
 from diffit.samples import Plan
 from diffit.work import count_notes
 

@@ -5,7 +5,8 @@
 * ``builtin:digits``, ``builtin:patches`` and their held-out parts, ``...-test``;
 * a folder or zip with one sub-folder per class, or with images alone;
 * a folder or zip with EDM's `dataset.json`;
-* an `.npz` with `arr_0` or `images`, and perhaps `arr_1` or `labels`.
+* an `.npz` with `arr_0` or `images`, and perhaps `arr_1` or `labels`;
+* latents: a cache that `diffit data encode` wrote, or that of another project (`layouts`).
 """
 
 from pathlib import Path
@@ -20,6 +21,8 @@ from diffit.data.example import Dataset, Example
 from diffit.data.files import Files, Folder, Zip, is_image
 from diffit.data.image_set import ImageSet
 from diffit.data.images import Background
+from diffit.data.latents import LatentSet
+from diffit.data.layouts import holds_mean_std, layout_of, open_latents, recognise
 from diffit.errors import DataError
 
 __all__ = [
@@ -28,10 +31,12 @@ __all__ = [
     "Dataset",
     "Example",
     "ImageSet",
+    "LatentSet",
     "is_npz",
     "open_data",
     "open_dataset",
     "open_files",
+    "open_images",
 ]
 
 
@@ -39,7 +44,8 @@ class DataConfig(Settings):
     """Which images, and how they are read."""
 
     path: str
-    """A folder, zip or npz of images, or a set of the package: builtin:digits, builtin:patches."""
+    """A folder, zip or npz of images, a cache of latents, or a set of the package: builtin:digits,
+    builtin:patches."""
     size: int | None = Field(default=None, ge=1, le=4096)
     """Crop the middle square and resize it to this side; needed unless all have one size."""
     channels: Literal[1, 3] | None = None
@@ -78,7 +84,7 @@ def open_dataset(
     background: Background = "white",
     strict: bool = True,
 ) -> Dataset:
-    """The images at ``path``; DataError if it is unclear what they are.
+    """The images or latents at ``path``; DataError if it is unclear what they are.
 
     Args:
         path: a folder, zip, npz, or `builtin:NAME`.
@@ -93,16 +99,45 @@ def open_dataset(
     if str(path).startswith(PREFIX):
         name = str(path).removeprefix(PREFIX)
         return open_builtin(name, size=size, channels=channels, labels=labels)
+    place = Path(path).expanduser()
     if is_npz(path):
-        return open_npz(Path(path).expanduser(), size=size, channels=channels, labels=labels)
+        return open_npz(place, size=size, channels=channels, labels=labels)
+    if layout := recognise(place):
+        return _latents(place, layout, size, labels)
+    files = open_files(path)
+    if holds_mean_std(files):
+        return _latents(place, "edm2", size, labels)
     return ImageSet(
-        open_files(path),
+        files,
         size=size,
         channels=channels,
         labels=labels,
         background=background,
         strict=strict,
     )
+
+
+def open_images(
+    path: str | Path,
+    *,
+    size: int | None = None,
+    channels: Literal[1, 3] | None = None,
+    labels: bool = True,
+    background: Background = "white",
+    strict: bool = True,
+) -> Dataset:
+    """`open_dataset` where latents are of no use: DataError if that is what is at ``path``."""
+    if layout_of(str(path)):
+        raise DataError(f"{path} holds latents, and images are needed here; name the images")
+    return open_dataset(
+        path, size=size, channels=channels, labels=labels, background=background, strict=strict
+    )
+
+
+def _latents(place: Path, layout: str, size: int | None, labels: bool) -> LatentSet:
+    if size is not None:
+        raise DataError(f"{place} holds latents, whose size is fixed; leave data.size out")
+    return open_latents(place, layout, labels=labels)
 
 
 def is_npz(path: str | Path) -> bool:

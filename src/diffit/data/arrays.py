@@ -135,7 +135,7 @@ def _member(path: Path, archive: zipfile.ZipFile, key: str) -> np.ndarray:
     info = archive.getinfo(f"{key}.npy" if f"{key}.npy" in archive.namelist() else key)
     try:
         with archive.open(info) as file:
-            shape, fortran, dtype = _header(file)
+            shape, fortran, dtype = npy_header(file)
             offset = file.tell()
     except UNREADABLE:
         raise DataError(f"{path}: {key} is no array that can be read") from None
@@ -157,7 +157,8 @@ def _member(path: Path, archive: zipfile.ZipFile, key: str) -> np.ndarray:
         return np.asarray(np.lib.format.read_array(file, allow_pickle=False))
 
 
-def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+def npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, Fortran order and type of the array in an npy file; one of `UNREADABLE` if none."""
     version = np.lib.format.read_magic(file)
     read = {
         (1, 0): np.lib.format.read_array_header_1_0,

@@ -1,5 +1,6 @@
 """What a data set is: images of one shape with their labels, by number."""
 
+from collections.abc import Callable, Iterable
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -8,8 +9,12 @@ MAX_CLASSES = 100_000
 """Labels beyond are mistakes: a table of embeddings with a row for each would not fit anywhere."""
 
 
+Follow = Callable[[range], Iterable[int]]
+"""Wraps the numbers of the images to come, to show progress."""
+
+
 class Example(NamedTuple):
-    """One image (C, H, W) uint8 and its label, None where the set has none."""
+    """One image (C, H, W) uint8, or latent, and its label, None where the set has none."""
 
     image: np.ndarray
     label: int | None

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
@@ -12,7 +11,7 @@ from PIL import Image
 from diffit.data import is_npz, open_dataset, open_files
 from diffit.data.builtin import PREFIX
 from diffit.data.crop import center_crop
-from diffit.data.example import Dataset
+from diffit.data.example import Dataset, Follow
 from diffit.data.files import Files, printable
 from diffit.data.image_set import ImageSet
 from diffit.data.images import (
@@ -26,9 +25,6 @@ from diffit.data.images import (
 )
 from diffit.data.labels import INDEX, Labels, find_labels
 from diffit.errors import DataError
-
-Follow = Callable[[range], Iterable[int]]
-"""Wraps the numbers of the images to come, to show progress."""
 
 SHEET_IMAGES = 64
 SHEET_TILE = 96

@@ -72,11 +72,11 @@ def _unclear(files: Files) -> str:
 
 def _from_index(files: Files, top: str) -> Labels:
     where = files.shown(top + INDEX)
-    index = _read_index(files.read(top + INDEX), where)
+    index = read_index(files.read(top + INDEX), where)
     entries = index.get("labels")
     if entries is None:
         return Labels((), ())
-    table = {top + name: label for name, label in _table(entries, where).items()}
+    table = {top + name: label for name, label in label_table(entries, where).items()}
     for name in files.images:
         if name not in table:
             raise DataError(f"{where} has no label for {printable(name)}; add it, or {NO_LABELS}")
@@ -85,10 +85,10 @@ def _from_index(files: Files, top: str) -> Labels:
         if name not in present:
             raise DataError(f"{where} names {printable(name)}, which is not there")
     values = tuple(table[name] for name in files.images)
-    return Labels(values, _class_names(index.get("classes"), max(values, default=-1) + 1, where))
+    return Labels(values, class_names(index.get("classes"), max(values, default=-1) + 1, where))
 
 
-def _read_index(data: bytes, where: str) -> dict[str, Any]:
+def read_index(data: bytes, where: str) -> dict[str, Any]:
     try:
         index = json.loads(data)
     except (ValueError, RecursionError):
@@ -98,7 +98,7 @@ def _read_index(data: bytes, where: str) -> dict[str, Any]:
     return index
 
 
-def _table(entries: Any, where: str) -> dict[str, int]:
+def label_table(entries: Any, where: str) -> dict[str, int]:
     if not isinstance(entries, list):
         raise DataError(f'{where}: "labels" must be a list of [file, label]')
     table: dict[str, int] = {}
@@ -119,7 +119,7 @@ def _table(entries: Any, where: str) -> dict[str, int]:
     return table
 
 
-def _class_names(names: Any, count: int, where: str) -> tuple[str, ...]:
+def class_names(names: Any, count: int, where: str) -> tuple[str, ...]:
     if names is None:
         return tuple(map(str, range(count)))
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):

@@ -17,6 +17,7 @@ from torch import Tensor
 from diffit import draws
 from diffit.data.arrays import Arrays
 from diffit.data.example import Dataset
+from diffit.data.latents import LatentSet
 from diffit.data.workers import Decoded, Workers, read
 
 BATCHES_AHEAD = 2
@@ -27,7 +28,7 @@ class Batch(NamedTuple):
     """Some consecutive images of a run."""
 
     image: Tensor
-    """(B, C, H, W) uint8."""
+    """(B, C, H, W) uint8; of latents (B, 2c, h, w) or (B, c, h, w) float16 or float32."""
     label: Tensor | None
     """(B,) int64; None if the set has no classes."""
     number: Tensor
@@ -52,7 +53,7 @@ class Loader:
         batch: images in a batch, of this process.
         seed: of the order and the flips.
         start: number of the first image: how many the run has seen before.
-        flip: mirror each image with probability 1/2.
+        flip: mirror each image with probability 1/2; of latents take those of the mirrored image.
         workers: processes that decode; 0 decodes here, when a batch is asked for.
         memory: bytes that may be used to keep decoded images.
         rank, world: this is process ``rank`` of ``world``, which share every ``world * batch``
@@ -82,7 +83,9 @@ class Loader:
         self._seed, self._flip = seed, flip
         self._next = start + rank * batch
         self._orders: dict[int, np.ndarray] = {}
-        self._kept = _Kept.of(dataset, memory)
+        # A latent cannot be mirrored: that of the mirrored image stands behind all others.
+        self._behind = len(dataset) if flip and isinstance(dataset, LatentSet) else 0
+        self._kept = _Kept.of(dataset, memory, copies=2 if self._behind else 1)
         # An array needs no decoding, and sending it to other processes would copy it.
         self._workers = (
             Workers(dataset, workers) if workers and not isinstance(dataset, Arrays) else None
@@ -126,6 +129,8 @@ class Loader:
         numbers = range(self._next, self._next + self._batch)
         self._next += self._stride
         indices = np.array([self.index(n) for n in numbers])
+        if self._behind:
+            indices += self._behind * self._mirrored(numbers).numpy()
         missing = indices if self._kept is None else indices[~self._kept.filled[indices]]
         reading = None
         if self._workers is not None and len(missing):
@@ -135,11 +140,15 @@ class Loader:
     def _finish(self, ahead: _Ahead) -> Batch:
         images, labels = self._decoded(ahead)
         image = torch.from_numpy(images)
-        if self._flip:
-            mirrored = draws.integers(self._seed, ahead.numbers, "flip", 2).bool()
+        if self._flip and not self._behind:
+            mirrored = self._mirrored(ahead.numbers).bool()
             image[mirrored] = image[mirrored].flip(-1)
         label = None if labels is None else torch.from_numpy(labels)
         return Batch(image, label, torch.tensor(ahead.numbers))
+
+    def _mirrored(self, numbers: range) -> Tensor:
+        """(B,) 0 or 1."""
+        return draws.integers(self._seed, numbers, "flip", 2)
 
     def _decoded(self, ahead: _Ahead) -> Decoded:
         if self._kept is not None and self._kept.filled[ahead.indices].all():
@@ -164,15 +173,23 @@ class Loader:
 class _Kept:
     """Decoded images in memory, filled as they come."""
 
-    def __init__(self, dataset: Dataset) -> None:
-        self.filled = np.zeros(len(dataset), dtype=bool)
-        self._images = np.empty((len(dataset), *dataset.shape), dtype=np.uint8)
-        self._labels = np.zeros(len(dataset), dtype=np.int64) if dataset.classes else None
+    def __init__(
+        self, count: int, shape: tuple[int, ...], dtype: np.dtype, *, labels: bool
+    ) -> None:
+        self.filled = np.zeros(count, dtype=bool)
+        self._images = np.empty((count, *shape), dtype=dtype)
+        self._labels = np.zeros(count, dtype=np.int64) if labels else None
 
     @classmethod
-    def of(cls, dataset: Dataset, memory: int) -> Self | None:
+    def of(cls, dataset: Dataset, memory: int, *, copies: int = 1) -> Self | None:
         """A store for all images of a set, None if they take more than ``memory`` bytes."""
-        return cls(dataset) if len(dataset) * int(np.prod(dataset.shape)) <= memory else None
+        shape, dtype = dataset.shape, np.dtype(np.uint8)
+        if isinstance(dataset, LatentSet):
+            shape, dtype = dataset.example_shape, dataset.dtype
+        count = copies * len(dataset)
+        if count * int(np.prod(shape)) * dtype.itemsize > memory:
+            return None
+        return cls(count, shape, dtype, labels=bool(dataset.classes))
 
     def add(self, indices: np.ndarray, decoded: Decoded) -> None:
         self._images[indices] = decoded.images

@@ -9,10 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from diffit.data import ImageSet, open_dataset
-from diffit.data.example import Dataset
+from diffit.data import ImageSet, open_dataset, open_images
+from diffit.data.example import Dataset, Follow
 from diffit.data.images import Background, read_image, write_atomic, write_png
-from diffit.data.inspect import Follow
 from diffit.data.labels import INDEX
 from diffit.errors import DataError
 
@@ -50,7 +49,7 @@ def pack(
         raise DataError(f"{out} exists already; name a new file or remove it")
     if not out.parent.is_dir():
         raise DataError(f"there is no folder {out.parent}; make it first")
-    dataset = open_dataset(
+    dataset = open_images(
         source, size=size, channels=channels, labels=labels, background=background, strict=False
     )
     plan = {

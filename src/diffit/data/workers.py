@@ -78,12 +78,13 @@ def _begin(dataset: Dataset) -> None:
     global _dataset
     _dataset = dataset
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     if "torch" in sys.modules:  # the user's own script may have imported it
         sys.modules["torch"].set_num_threads(1)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
+    """Wait for the end of the parent process, and follow it."""
     # A killed parent cannot say goodbye, and its workers would wait for work for ever.
     parent = multiprocessing.parent_process()
     if parent is not None:

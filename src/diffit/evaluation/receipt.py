@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from diffit.config import Settings
-from diffit.data.inspect import Follow
+from diffit.data.example import Follow
 from diffit.errors import UsageError
 from diffit.evaluation.features import Extractor, open_features
 from diffit.generation import Labels, draw, label_tensor, units

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from diffit import draws
+from diffit.codecs import Autoencoder
 from diffit.data.augment import augment, augment_parameters
 from diffit.data.loader import Batch
 from diffit.model import Model
@@ -71,8 +72,7 @@ def draw_inputs(
     """
     numbers = batch.number.tolist()
     device = model.device
-    # As bytes to the device, and only there as numbers: a quarter of the transfer.
-    clean, label, augmented = model.codec.encode(_move(batch.image, device)), None, None
+    clean, label, augmented = clean_images(batch, model, seed=seed), None, None
     if augmentation:
         clean, augmented = augment(clean, augment_parameters(seed, numbers, augmentation))
     if model.classes and batch.label is not None:
@@ -99,6 +99,22 @@ def draw_seen(network: Any, seed: int, numbers: list[int], device: torch.device)
     share = draws.uniform(seed, numbers, "mask-share")
     noise = draws.normal(seed, numbers, "mask", (network.config.tokens,))
     return _move(network.choose_seen(share, noise), device)
+
+
+def clean_images(batch: Batch, model: Model, *, seed: int) -> Tensor:
+    """(B, C, H, W) images in the space of the denoiser; latents are drawn from their posteriors."""
+    # As bytes to the device, and only there as numbers: a quarter of the transfer.
+    images = _move(batch.image, model.device)
+    if not isinstance(model.codec, Autoencoder):
+        return model.codec.encode(images)
+    moments = model.codec.moments(images) if images.dtype == torch.uint8 else images.float()
+    channels = model.shape[0]
+    mean, std = moments[:, :channels], moments[:, channels:]
+    if std.shape[1]:
+        mean = mean + std * _move(
+            draws.normal(seed, batch.number.tolist(), "latent", mean.shape[1:]), model.device
+        )
+    return model.codec.to_model(mean)
 
 
 def _move(x: Tensor, device: torch.device) -> Tensor:

@@ -14,9 +14,9 @@ from typing import Literal, NamedTuple
 import torch
 
 from diffit.checkpoint import recommended
-from diffit.data import Dataset
+from diffit.data import Dataset, LatentSet
 from diffit.data.loader import Loader
-from diffit.errors import DiffitError
+from diffit.errors import CheckpointError, DiffitError
 from diffit.model import Model, build_model
 from diffit.networks.count import count_parameters
 from diffit.training.console import ConsoleLine
@@ -158,9 +158,10 @@ def open_inputs(run: Run) -> Iterator[Iterator[Inputs]]:
 def opening(run: Run) -> str:
     """What is trained: the first line of metrics may take a while."""
     network, data = run.state.model.network, run.config.data.path
+    kind = "latents" if isinstance(run.dataset, LatentSet) else "images"
     return (
         f"{run.config.model.network.name} of {count_parameters(network):,} parameters, "
-        f"{data} of {len(run.dataset):,} images, {run.state.model.device}; "
+        f"{data} of {len(run.dataset):,} {kind}, {run.state.model.device}; "
         f"a line every {run.config.train.log_every:,} images"
     )
 
@@ -262,8 +263,11 @@ def picture(run: Run) -> None:
     folder = run.folder / "snapshots" / f"{state.images:012d}"
     try:
         run.on_snapshot(Snapshot(run.folder, folder, state.images, model, run.dataset, run.config))
+    except CheckpointError as error:  # the autoencoder of latents is not at hand
+        run.journal.say(f"no pictures in this run: {error}")
+        run.on_snapshot = None
     except (ValueError, DiffitError) as error:
-        # A young network may draw what is not finite, an autoencoder be missing: no reason to end.
+        # A young network may draw what is not finite: no reason to end.
         run.journal.say(f"no pictures at {state.images} images: {error}")
 
 

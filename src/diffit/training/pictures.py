@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from diffit.codecs import Autoencoder
 from diffit.data import Dataset
 from diffit.data.images import grid, write_png
 from diffit.generation import generate
+from diffit.model import Model
 from diffit.training.folder import METRICS
 from diffit.training.journal import read_metrics
 from diffit.training.loop import Snapshot
@@ -31,7 +33,8 @@ def draw_pictures(snapshot: Snapshot) -> None:
     columns = classes if 4 <= classes <= 16 else None
     scale = max(1, SIDE // samples.shape[-1])
     drawn = grid(samples, columns=columns, scale=scale)
-    real = grid(real_images(snapshot.dataset, count, labels), columns=columns, scale=scale)
+    found = as_pixels(real_images(snapshot.dataset, count, labels), snapshot.model)
+    real = grid(found, columns=columns, scale=scale)
     gap = np.full((drawn.shape[0], drawn.shape[1], 6 * scale), 255, np.uint8)
     snapshot.folder.mkdir(parents=True, exist_ok=True)
     write_png(snapshot.folder / "samples.png", drawn)
@@ -41,7 +44,7 @@ def draw_pictures(snapshot: Snapshot) -> None:
 
 
 def real_images(dataset: Dataset, count: int, labels: Sequence[int] | None) -> torch.Tensor:
-    """(N, C, H, W) uint8 real images, with the given labels as far as a short search finds them."""
+    """(N, ...) examples of a set, with the given labels as far as a short search finds them."""
     order = np.random.default_rng(0).permutation(len(dataset))[: 20 * count]
     wanted = list(labels or [0] * count)
     found: list[np.ndarray | None] = [None] * count
@@ -58,6 +61,14 @@ def real_images(dataset: Dataset, count: int, labels: Sequence[int] | None) -> t
     rest = iter(spare or [image])
     filled = [next(rest, spare[0] if spare else image) if x is None else x for x in found]
     return torch.from_numpy(np.stack(filled))
+
+
+def as_pixels(examples: torch.Tensor, model: Model) -> torch.Tensor:
+    """(N, C, H, W) uint8: images as they are, latents decoded from their means."""
+    if examples.dtype == torch.uint8 or not isinstance(model.codec, Autoencoder):
+        return examples
+    latents = examples[:, : model.shape[0]].float().to(model.device)
+    return model.codec.decode(model.codec.to_model(latents)).cpu()
 
 
 def _first_free(

@@ -5,16 +5,22 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from diffit.codecs import build_codec
-from diffit.data import Dataset, open_data
+from diffit.codecs import Autoencoder, AutoencoderConfig, PixelsConfig, build_codec
+from diffit.data import Dataset, LatentSet, open_data
+from diffit.data.layouts import layout_of
 from diffit.diffusion.denoiser import Denoiser
 from diffit.diffusion.formulation import build_formulation
 from diffit.diffusion.loss import LOSS_WEIGHTS, LossWeight
 from diffit.errors import ConfigError
 from diffit.generation import check
-from diffit.model import Model
+from diffit.model import Model, ModelConfig
 from diffit.sealed import clear_leftovers
 from diffit.training.ema import Averages
+from diffit.training.latents import (
+    open_training_latents,
+    refuse_augmentation,
+    with_codec,
+)
 from diffit.training.settings import RunConfig
 from diffit.training.state import State, fresh_state, restore_newest
 from diffit.training.step import Objective
@@ -25,30 +31,34 @@ MAX_TAU = 16.0
 
 
 def open_training_data(config: RunConfig) -> Dataset:
-    """The images of a run, cropped and resized to what its network takes."""
+    """The images of a run, cropped and resized to what its network takes, or its latents."""
     data, network = config.data, config.model.network
-    if network.channels not in (1, 3):
-        raise ConfigError(
-            f"model.network.channels is {network.channels}, but images have 1 or 3: this network "
-            "works on latents, for which training is not offered yet"
-        )
     if not data.path:
         raise ConfigError("data.path is empty; name your images: --data.path FOLDER_OR_ZIP")
+    if layout_of(data.path):
+        return open_training_latents(config)
+    codec = config.model.codec
+    if isinstance(codec, PixelsConfig):
+        channels, factor = network.channels, 1
+        if channels not in (1, 3):
+            raise ConfigError(
+                f"model.network.channels is {channels}, but images have 1 or 3: this network works "
+                "on latents; make a cache of them with `diffit data encode`, and name it with "
+                "--data.path"
+            )
+    else:
+        refuse_augmentation(config)
+        channels, factor = 3, Autoencoder(codec).factor
     _, height, width = network.shape
-    size = data.size or (height if height == width else None)
-    return open_data(
-        data.model_copy(update={"size": size, "channels": data.channels or network.channels})
-    )
+    size = data.size or (factor * height if height == width else None)
+    return open_data(data.model_copy(update={"size": size, "channels": data.channels or channels}))
 
 
 def complete(config: RunConfig, dataset: Dataset) -> RunConfig:
     """The configuration with the names of the classes; ConfigError if it does not fit the data."""
+    config = with_codec(config, dataset)
     model = config.model
-    if dataset.shape != model.network.shape:
-        raise ConfigError(
-            f"the images are {_shape(dataset.shape)}, but model.network takes "
-            f"{_shape(model.network.shape)}; set data.size and data.channels, or the network's"
-        )
+    _refuse_other_shape(model, dataset)
     _refuse_missing_inputs(config)
     _refuse_coarse_weights(config)
     _refuse_flat_times(config)
@@ -165,6 +175,36 @@ def _refuse_sampling(config: RunConfig) -> None:
         check(Model(denoiser, build_codec(model.codec), model), config.sampling)
     except ValueError as error:
         raise ConfigError(f"sampling: {error}") from None
+
+
+def _refuse_other_shape(model: ModelConfig, dataset: Dataset) -> None:
+    """ConfigError unless the network takes what the data are, in pixels or in latents."""
+    wanted = model.network.shape
+    if isinstance(dataset, LatentSet):
+        if dataset.shape != wanted:
+            raise ConfigError(
+                f"the latents are {_latent(dataset.shape)}, but model.network takes "
+                f"{_latent(wanted)}; set --model.network.size {dataset.shape[1]} "
+                f"--model.network.channels {dataset.shape[0]}"
+            )
+        return
+    if isinstance(model.codec, AutoencoderConfig):
+        codec = Autoencoder(model.codec)
+        if codec.channels != wanted[0]:
+            raise ConfigError(
+                f"model.network.channels is {wanted[0]}, but latents of {model.codec.path} have "
+                f"{codec.channels}; set --model.network.channels {codec.channels}"
+            )
+        wanted = (3, codec.factor * wanted[1], codec.factor * wanted[2])
+    if dataset.shape != wanted:
+        raise ConfigError(
+            f"the images are {_shape(dataset.shape)}, but model.network takes "
+            f"{_shape(wanted)}; set data.size and data.channels, or the network's"
+        )
+
+
+def _latent(shape: tuple[int, int, int]) -> str:
+    return f"{shape[1]} x {shape[2]} of {shape[0]} channels"
 
 
 def _shape(shape: tuple[int, int, int]) -> str:
