@@ -22,7 +22,7 @@ from diffit.codecs import AutoencoderConfig
 from diffit.diffusion.formulation import DDPMConfig
 from diffit.hub import Card, write_folder
 from diffit.model import ModelConfig, build_model
-from diffit.networks import LatentDiffiTConfig
+from diffit.networks import LatentDiffiTConfig, build_network
 from diffit.networks.count import count_parameters
 from diffit.protocols import PROTOCOLS
 from networks import processor
@@ -57,7 +57,7 @@ def main() -> None:
         "command": "diffit " + " ".join(["sample", "XL", *command[4:]]),
         "peak_mib": round(peak),
         "seconds": round(seconds, 1),
-        "parameters": count_parameters(config().network),
+        "parameters": parameters(),
         "processor": processor(),
         "torch": torch.__version__,
     }
@@ -76,6 +76,11 @@ def run_measured(command: list[str]) -> float:
     )
     unit = 1024 if sys.platform != "darwin" else 1 << 20
     return float(shown.stdout.split()[-1]) / unit
+
+
+def parameters() -> int:
+    with torch.device("meta"):
+        return count_parameters(build_network(config().network))
 
 
 def config(autoencoder: str = "autoencoder") -> ModelConfig:

@@ -233,8 +233,8 @@ COMMANDS = {
     "name a .safetensors or .pth file of weights",
     "evaluate flat --reference builtin:digits --features digits": "--features 'digits' is unknown; "
     "did you mean 'digits-cnn'?",
-    "evaluate flat --reference builtin:digits --features digits-cnn --metrics fids": "evaluate: "
-    "invalid choice 'fids' for argument '--metrics'; did you mean 'fd'?",
+    "evaluate flat --reference builtin:digits --features digits-cnn --metrics fid": "evaluate: "
+    "invalid choice 'fid' for argument '--metrics'; did you mean 'fd'?",
     "evaluate flat --reference builtin:digits --features digits-cnn --protocol adm": "--protocol "
     "adm is for inception; digits-cnn has one resizing",
     "evaluate flat --reference builtin:digits --features digits-cnn --keep 1": "evaluate: keep is "
