@@ -12,7 +12,7 @@ from diffit.codecs import AutoencoderConfig, CodecConfig, build_codec
 from diffit.codecs.autoencoder import resolve
 from diffit.convert import diffusers_dit
 from diffit.convert.certificate import Certificate, compare, parameters_of
-from diffit.convert.families import FAMILIES, detect, find
+from diffit.convert.families import detect, find
 from diffit.convert.family import copies_of
 from diffit.convert.licences import Licence
 from diffit.convert.reference import map_tensors, network_of
@@ -102,7 +102,7 @@ def from_file(
     name = family or detect(source.tensors, source=str(path))
     facts = _facts(source, heads, source_size)
     state, args = _arguments(name, source, facts)
-    module = find(name, FAMILIES)
+    module = find(name)
     config = module.config(args)
     tell(f"checking {len(state)} tensors of family {name}")
     tensors = map_tensors(name, state, config)
@@ -178,7 +178,7 @@ def _arguments(
         theirs = diffusers_dit.infer(shapes, facts)
         map_tensors("diffusers-dit", source.tensors, diffusers_dit.config(theirs))
         return diffusers_dit.to_dit(source.tensors, theirs)
-    module = find(family, FAMILIES)
+    module = find(family)
     if not module.recognises(shapes):
         raise CheckpointError(
             f"{source.path} is not of family {family}; leave --family out to have it found"

@@ -1,19 +1,41 @@
 """DiMR of qihao067/DiMR, the release of September 2024."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import Tensor
 
 from diffit.config import Settings, parse
+from diffit.convert import column
+from diffit.convert.dimr_plain import plain_forward as plain_forward
+from diffit.convert.family import Published, Shapes
+from diffit.convert.licences import DIMR
+from diffit.diffusion.formulation import DDPMConfig, VPConfig
 from diffit.errors import CheckpointError, ConfigError
 from diffit.networks.dimr import DiMRConfig
 from diffit.nn.time_norm import TimeNormKind
+from diffit.sampling import SamplingConfig
 
 NETWORK = "dimr"
+SOURCE = "qihao067/DiMR (September 2024)"
+LICENCE = DIMR
+
+HEADS = {768: 12, 960: 16, 1152: 16}
+"""Width of the coarsest branch of each published size to its heads, which the weights do not tell.
+
+Those of 960 (XL) and 1152 (G) are in the release; those of 768 (M) are U-ViT-M's, inferred."""
 
 NORMS: dict[str, TimeNormKind] = {"TDRMSN": "td-rms", "LN": "td-ln"}
 """The reference's name of a norm to ours; its `LN` depends on the time too."""
+
+NORM_TENSORS = {
+    "scale.param0": "TDRMSN",
+    "weight.param0": "LN",
+    "linear.weight": "ADARMSN",
+    "scale": "RMSN",
+}
+"""A tensor of a block's norm to the reference's name of the norm."""
 
 TIME = {"high": "param0", "low": "param1", "slope": "nodecay_weight", "offset": "nodecay_bias"}
 """Our name of each part of a time-dependent vector to the reference's."""
@@ -46,6 +68,56 @@ class Arguments(Settings):
     stage_configs: tuple[Stage, ...]
 
 
+def recognises(names: Collection[str]) -> bool:
+    """Stages that patch the image, the first of transformer blocks."""
+    return {
+        "stages.0.input_layer.1.weight", "stages.0.blocks.0.block1.query_key_value.weight"
+    } <= set(names)  # fmt: skip
+
+
+def infer(shapes: Shapes, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Constructor arguments from shapes, for square images; all can be seen but the heads."""
+    count = column.depth_of(shapes, "stages.")
+    stages = [_infer_stage(shapes, f"stages.{place}") for place in range(count)]
+    width = stages[0]["dim"]
+    heads = facts.get("num_heads") or HEADS.get(width)
+    if heads is None:
+        raise CheckpointError(
+            f"the weights do not tell the number of heads, and no published DiMR has width {width} "
+            "in its first branch; name it with --heads"
+        )
+    norm = "stages.0.blocks.0.block1.norm."
+    kinds = [kind for part, kind in NORM_TENSORS.items() if norm + part in shapes]
+    if not kinds:
+        raise CheckpointError(f"the checkpoint lacks {norm}scale.param0; it is damaged")
+    return {
+        "channels": column.shape_of(shapes, "stages.0.input_layer.1.weight", 4)[1],
+        "norm_type": kinds[0],
+        "num_classes": column.shape_of(shapes, "stages.0.class_embeds.weight", 2)[0],
+        "stage_configs": [stages[0] | {"num_attention_heads": heads}, *stages[1:]],
+    }
+
+
+def _infer_stage(shapes: Shapes, name: str) -> dict[str, Any]:
+    width, _, stride, _ = column.shape_of(shapes, f"{name}.input_layer.1.weight", 4)
+    cells = column.shape_of(shapes, f"{name}.input_layer.3.position_embeddings.weight", 2)[0]
+    convolution = f"{name}.blocks.0.block1.1.weight"
+    found = {
+        "block_type": "TransformerBlock",
+        "dim": width,
+        "hidden_dim": column.shape_of(shapes, f"{name}.blocks.0.block2.w0.weight", 2)[0],
+        "num_blocks": column.depth_of(shapes, f"{name}.blocks."),
+        "max_height": math.isqrt(cells),
+        "max_width": math.isqrt(cells),
+        "input_feature_ratio": stride,
+        "final_kernel_size": column.shape_of(shapes, f"{name}.output_layer.2.weight", 4)[-1],
+    }
+    if convolution not in shapes:
+        return found
+    kernel = column.shape_of(shapes, convolution, 4)[-1]
+    return found | {"block_type": "ConvNeXtBlock", "kernel_size": kernel}
+
+
 def config(args: Mapping[str, Any]) -> DiMRConfig:
     """Our configuration for the reference's constructor arguments; CheckpointError for others."""
     source = "arguments of dimr"
@@ -59,7 +131,6 @@ def config(args: Mapping[str, Any]) -> DiMRConfig:
 
 def arguments(config: DiMRConfig) -> dict[str, Any]:
     """The inverse of `config`; ValueError for what the reference cannot be."""
-    last = len(config.widths) - 1
     for branch, width in enumerate(config.widths):
         if round(width * config.mlp_ratio) != width * config.mlp_ratio:
             raise ValueError(f"the code of dimr has no hidden units like those of branch {branch}")
@@ -67,6 +138,8 @@ def arguments(config: DiMRConfig) -> dict[str, Any]:
         raise ValueError("the code of dimr has a row for each class and one for no class")
     if config.learned_variance or config.dropout_at != "hidden":
         raise ValueError("the code of dimr has no learned variance and no dropout of branches")
+    if config.tau != (0.25, 0.0):
+        raise ValueError("the code of dimr tells its norms a quarter of the time, nothing else")
     stages = [
         {
             "block_type": "ConvNeXtBlock" if branch else "TransformerBlock",
@@ -81,7 +154,7 @@ def arguments(config: DiMRConfig) -> dict[str, Any]:
             "dropout_prob": config.dropout,
             **({"kernel_size": config.kernel} if branch else {"num_attention_heads": config.heads}),
         }
-        for branch, width in enumerate(config.widths[: last + 1])
+        for branch, width in enumerate(config.widths)
     ]
     return {
         "channels": config.channels,
@@ -112,6 +185,20 @@ def shapes(config: DiMRConfig) -> dict[str, tuple[int, ...]]:
 def derived(config: DiMRConfig) -> dict[str, Tensor]:
     """Nothing: every tensor of the reference is a weight."""
     return {}
+
+
+def published(config: DiMRConfig) -> Published:
+    """As the release evaluates latents; in pixels, by the VP SDE as U-ViT at 64 pixels."""
+    solver: dict[str, Any] = {"sampler": "dpmpp-3s", "levels": "uniform", "to_zero": False}
+    codec = column.codec(config.channels, "nearest")
+    if config.channels != 4:
+        return Published(VPConfig(time="log_snr"), SamplingConfig(**solver, steps=50), codec)
+    formulation = DDPMConfig(
+        schedule="scaled-linear", interpolation="alpha", learned_variance=False, time="dimr"
+    )
+    # The release's 0.4 is counted from the conditional prediction.
+    sampling = SamplingConfig(**solver, steps=250, guidance=1.4)
+    return Published(formulation, sampling, codec)
 
 
 def _branch(config: DiMRConfig, branch: int) -> dict[str, str]:

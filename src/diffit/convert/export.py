@@ -13,7 +13,7 @@ from torch import Tensor
 from diffit.codecs import AutoencoderConfig
 from diffit.convert.certificate import Certificate, compare, parameters_of
 from diffit.convert.diffusers_dit import CLASSES
-from diffit.convert.families import FAMILIES, find
+from diffit.convert.families import find
 from diffit.convert.family import copies_of
 from diffit.convert.reference import network_of, to_reference
 from diffit.convert.weights import DIFFUSERS, sha256
@@ -83,7 +83,7 @@ def _certify(
     args: Mapping[str, Any],
     file: Path,
 ) -> Certificate:
-    module = find(family, FAMILIES)
+    module = find(family)
     formulation = build_formulation(model.config.formulation)
     dropped = module.derived(network.config).keys() | copies_of(module, network.config).keys()
     return Certificate(

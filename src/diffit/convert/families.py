@@ -3,12 +3,11 @@
 A new family is a module with the members of `diffit.convert.family.Family`, and a line here.
 """
 
-from collections.abc import Collection, Mapping
-from typing import TypeVar
+from collections.abc import Collection
 
 from diffit.config import nearest
 from diffit.convert import diffit, diffit_v2, diffusers_dit, dimr, dit, mdt, uvit
-from diffit.convert.family import Family, Layout
+from diffit.convert.family import Family
 from diffit.errors import CheckpointError
 
 FAMILIES: dict[str, Family] = {
@@ -18,11 +17,9 @@ FAMILIES: dict[str, Family] = {
     "diffusers-dit": diffusers_dit,
     "uvit": uvit,
     "mdt": mdt,
+    "dimr": dimr,
 }
 """Codes whose files are read, the first to be tried before the next."""
-
-LAYOUTS: dict[str, Layout] = {**FAMILIES, "dimr": dimr}
-"""Codes whose state dicts are read, given the arguments of their constructors."""
 
 
 def detect(names: Collection[str], *, source: str = "the checkpoint") -> str:
@@ -37,11 +34,8 @@ def detect(names: Collection[str], *, source: str = "the checkpoint") -> str:
     )
 
 
-F = TypeVar("F", bound=Layout)
-
-
-def find(name: str, table: Mapping[str, F]) -> F:
-    """An entry of `FAMILIES` or `LAYOUTS`; CheckpointError if there is none of that name."""
-    if name not in table:
-        raise CheckpointError(f"there is no family {name!r}; {nearest(name, list(table))}")
-    return table[name]
+def find(name: str) -> Family:
+    """The entry of `FAMILIES`; CheckpointError if there is none of that name."""
+    if name not in FAMILIES:
+        raise CheckpointError(f"there is no family {name!r}; {nearest(name, list(FAMILIES))}")
+    return FAMILIES[name]

@@ -26,11 +26,30 @@ class Published(NamedTuple):
     codec: CodecConfig
 
 
-class Layout(Protocol):
-    """Names and shapes of a published code: what reading and writing its state dicts needs."""
+class Family(Protocol):
+    """A published code whose files become models of this library.
+
+    A new family is a module with these members, and a line in `diffit.convert.families`. Where the
+    source stores the same tensor twice, it also has `copies(config)`, copy to original.
+    """
 
     NETWORK: str
     """Name of our network."""
+    SOURCE: str
+    """The code, as certificates cite it."""
+    LICENCE: Licence
+    """Licence of the published weights."""
+
+    def recognises(self, names: Collection[str]) -> bool:
+        """Whether tensors of these names are of this family, whatever their shapes."""
+
+    def infer(self, shapes: Shapes, facts: Mapping[str, Any]) -> dict[str, Any]:
+        """Constructor arguments from the shapes of the tensors.
+
+        ``facts`` are arguments that the user or the file named, such as `num_heads`, `input_size`
+        and `num_classes`; they win, and fill in what shapes do not tell. CheckpointError, naming
+        the option, for what is still open.
+        """
 
     def config(self, args: Mapping[str, Any]) -> NetworkConfig:
         """Our configuration for the source's constructor arguments; CheckpointError if wrong."""
@@ -49,30 +68,6 @@ class Layout(Protocol):
 
     def derived(self, config: Any) -> dict[str, Tensor]:
         """Tensors of the source that follow from the configuration: checked, then dropped."""
-
-
-class Family(Layout, Protocol):
-    """A published code whose files become models of this library.
-
-    A new family is a module with these members, and a line in `diffit.convert.families`. Where the
-    source stores the same tensor twice, it also has `copies(config)`, copy to original.
-    """
-
-    SOURCE: str
-    """The code, as certificates cite it."""
-    LICENCE: Licence
-    """Licence of the published weights."""
-
-    def recognises(self, names: Collection[str]) -> bool:
-        """Whether tensors of these names are of this family, whatever their shapes."""
-
-    def infer(self, shapes: Shapes, facts: Mapping[str, Any]) -> dict[str, Any]:
-        """Constructor arguments from the shapes of the tensors.
-
-        ``facts`` are arguments that the user or the file named, such as `num_heads`, `input_size`
-        and `num_classes`; they win, and fill in what shapes do not tell. CheckpointError, naming
-        the option, for what is still open.
-        """
 
     def published(self, config: Any) -> Published:
         """How the published models of this shape are used."""
@@ -97,7 +92,7 @@ class Family(Layout, Protocol):
         """
 
 
-def copies_of(layout: Layout, config: Any) -> dict[str, str]:
+def copies_of(family: Family, config: Any) -> dict[str, str]:
     """Tensors of the source that repeat another one, copy to original."""
-    copies: dict[str, str] = layout.copies(config) if hasattr(layout, "copies") else {}
+    copies: dict[str, str] = family.copies(config) if hasattr(family, "copies") else {}
     return copies

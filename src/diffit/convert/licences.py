@@ -30,6 +30,12 @@ UVIT = Licence(
     url="https://github.com/baofff/U-ViT/blob/main/LICENSE",
     note="the licence of the code, beside which nothing is said of the weights",
 )
+DIMR = Licence(
+    name="other",
+    url="https://huggingface.co/QHL067/DiMR",
+    note="for research alone, says their page, which names no licence; the code is under "
+    "apache-2.0",
+)
 UNKNOWN = Licence(
     name="unknown",
     note="nobody said what these weights may be used for; ask those who trained them",

@@ -6,7 +6,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from diffit.convert.families import LAYOUTS, find
+from diffit.convert.families import FAMILIES, find
 from diffit.convert.family import copies_of
 from diffit.convert.tensors import (
     check_tensors,
@@ -24,9 +24,9 @@ def from_reference(
     """A network of this library with the weights of a reference implementation.
 
     Args:
-        family: a key of `LAYOUTS`: ``"diffit"`` (NVlabs/DiffiT, latent), ``"diffit-v2"``, ``"dit"``
-            (facebookresearch/DiT), ``"diffusers-dit"``, ``"uvit"`` (baofff/U-ViT), ``"mdt"``
-            (sail-sg/MDT, MDTv2) or ``"dimr"`` (qihao067/DiMR).
+        family: a key of `FAMILIES`: ``"diffit"`` (NVlabs/DiffiT, latent), ``"diffit-v2"``,
+            ``"dit"`` (facebookresearch/DiT), ``"diffusers-dit"``, ``"uvit"`` (baofff/U-ViT),
+            ``"mdt"`` (sail-sg/MDT, MDTv2) or ``"dimr"`` (qihao067/DiMR).
         state_dict: the reference's tensors under the reference's names.
         args: arguments of the reference's constructor; those left out have its defaults.
 
@@ -38,7 +38,7 @@ def from_reference(
         CheckpointError: a tensor is missing, unknown, of the wrong shape or not finite, or an
             argument is wrong.
     """
-    config = find(family, LAYOUTS).config(args)
+    config = find(family).config(args)
     tensors = map_tensors(family, state_dict, config)
     copies = {n: t.to("cpu", torch.float32, copy=True) for n, t in tensors.items()}
     return network_of(config, copies)
@@ -48,7 +48,7 @@ def map_tensors(
     family: str, state: Mapping[str, Tensor], config: NetworkConfig
 ) -> dict[str, Tensor]:
     """The source's tensors, checked, under our names; in its dtype, mostly in its memory."""
-    source = find(family, LAYOUTS)
+    source = find(family)
     with torch.device("meta"):  # shapes alone
         empty = build_network(config).state_dict()
     names = source.names(config)
@@ -82,13 +82,13 @@ def to_reference(
     first one is taken that has such networks.
     """
     config = network.config
-    fitting = [f for f, source in LAYOUTS.items() if config.name == source.NETWORK]
+    fitting = [f for f, source in FAMILIES.items() if config.name == source.NETWORK]
     if not fitting:
         raise ValueError(f"no published code has a network like {config.name!r}")
     problems: list[ValueError] = []
     for name in fitting if family is None else [family]:
         try:
-            args = find(name, LAYOUTS).arguments(config)
+            args = find(name).arguments(config)
         except ValueError as problem:
             problems.append(problem)
             continue
@@ -97,7 +97,7 @@ def to_reference(
 
 
 def _theirs(family: str, network: Network) -> dict[str, Tensor]:
-    source = find(family, LAYOUTS)
+    source = find(family)
     config, state = network.config, cast(nn.Module, network).state_dict()
     names = source.names(config)
     for name in state.keys() - names.keys():

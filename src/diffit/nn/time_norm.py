@@ -37,9 +37,13 @@ class TimeVector(nn.Module):
         self.offset = nn.Parameter(torch.zeros(width))
 
     def forward(self, tau: Tensor) -> Tensor:
-        """(R,) float32 to (R, C) float32."""
-        blend = torch.addcmul(self.offset.float(), 1 + self.slope.float(), tau[:, None]).sigmoid()
-        return torch.lerp(self.low.float(), self.high.float(), blend)
+        """(R,) float32 to (R, C) float32; float64 of weights in float64."""
+        low, high, slope, offset = (
+            part.to(_at_least_float32(part.dtype))
+            for part in (self.low, self.high, self.slope, self.offset)
+        )
+        blend = torch.addcmul(offset, 1 + slope, tau[:, None].to(slope.dtype)).sigmoid()
+        return torch.lerp(low, high, blend)
 
 
 class TimeRMSNorm(nn.Module):
@@ -88,11 +92,16 @@ def time_rows(time: Tensor, *, scale: float, shift: float = 0.0) -> Tensor:
 
 
 def _inverse_rms(tokens: Tensor) -> Tensor:
-    """(B, ..., 1): 1 / (rms + eps), computed in float32."""
-    norm: Tensor = torch.linalg.vector_norm(tokens, dim=-1, keepdim=True, dtype=torch.float32)
+    """(B, ..., 1): 1 / (rms + eps), computed in no less than float32."""
+    dtype = _at_least_float32(tokens.dtype)
+    norm: Tensor = torch.linalg.vector_norm(tokens, dim=-1, keepdim=True, dtype=dtype)
     inverse = (norm / math.sqrt(tokens.shape[-1]) + EPS_RMS).reciprocal()
     # Of a token of zeros it is 1e8, which half precision has no number for.
     return inverse.clamp(max=torch.finfo(tokens.dtype).max).to(tokens.dtype)
+
+
+def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
 
 
 def _rows(rows: Tensor, tokens: Tensor) -> Tensor:
