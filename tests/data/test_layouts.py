@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from diffit.data import open_dataset
-from diffit.data.latent_range import KNOWN
+from diffit.data.latent_range import KNOWN, pixels_mistaken
+from diffit.data.latents import Statistics
 from diffit.data.layouts import LAYOUTS, open_latents, recognise
 from diffit.data.layouts.convert import refuse_mistaken, write_cache, write_layout
 from diffit.errors import DataError
@@ -136,6 +137,31 @@ def test_latents_of_edm2_are_not_taken_for_those_of_repa_nor_the_reverse(made, n
     with pytest.raises(DataError, match=r"EDM2 and REPA differ in this, under the same names"):
         refuse_mistaken(open_latents(inside, named), None, way_out="take care")
     refuse_mistaken(open_latents(inside, other), None, way_out="take care")
+
+
+TAESD = {
+    "photographs": {
+        "-1..1": ((0.163, -0.045, -0.157, 0.159), (0.794, 0.861, 0.736, 0.646)),
+        "0..1": ((0.791, 0.522, -0.101, -0.267), (0.644, 0.673, 0.625, 0.519)),
+        "inverted": ((0.123, -0.052, 0.407, -0.268), (0.748, 0.932, 0.730, 0.625)),
+    },
+    "Tiny-ImageNet": {
+        "-1..1": ((-0.194, 0.116, -0.049, 0.013), (0.786, 0.836, 0.735, 0.681)),
+        "0..1": ((0.378, 0.626, -0.047, -0.376), (0.665, 0.667, 0.607, 0.530)),
+        "inverted": ((-0.132, 0.196, 0.034, -0.384), (0.833, 0.813, 0.676, 0.679)),
+    },
+}
+"""Channel means and deviations of real images through TAESD, whose latents are Stable Diffusion's
+times 0.18; `inverted` are negatives in [-1, 1]."""
+
+
+@pytest.mark.parametrize("images", TAESD)
+@pytest.mark.parametrize("made", ["-1..1", "0..1", "inverted"])
+def test_real_latents_are_told_apart(images, made):
+    mean, std = TAESD[images][made]
+    found = Statistics(mean=mean, std=std, low=-5, high=5, overall_mean=0, overall_std=0.75)
+    assert pixels_mistaken(found, "-1..1") == (made == "0..1")
+    assert pixels_mistaken(found, "0..1") == (made != "0..1")
 
 
 def test_the_ranges_of_pixels_are_not_mixed_in_writing(tmp_path):

@@ -63,7 +63,9 @@ def _of_latents(given: PixelsConfig | AutoencoderConfig, latents: LatentSet) -> 
                 "FOLDER_OR_ID in a configuration file"
             )
         codec = resolve(given)
-        refuse_mistaken(latents, codec.scale, way_out="see `diffit data inspect` on it")
+        refuse_mistaken(
+            latents, codec.scale, way_out="or insist: diffit data convert-latents --no-check"
+        )
         return codec
     made = parse(AutoencoderConfig, latents.codec, source=str(latents.path / INDEX))
     if isinstance(given, PixelsConfig):
