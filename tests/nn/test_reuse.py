@@ -1,12 +1,19 @@
 """Reuse of blocks: exact where nothing may be reused, the same sum where something is."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from diffit.networks import DiffiTConfig, DiTConfig, LatentDiffiTConfig, build_network
+from diffit.config import parse, read_yaml
+from diffit.networks import build_network
 from diffit.nn.blocks import run
 from diffit.nn.reuse import middle_of, reused_blocks
+from diffit.training.settings import RunConfig
+
+PRESETS = Path(__file__).parents[2] / "src" / "diffit" / "presets"
+TINY = sorted(PRESETS.glob("tiny-*.yaml"))
 
 
 class Scale(nn.Module):
@@ -55,29 +62,21 @@ def test_the_middle_is_the_middle() -> None:
     assert middle_of(list(range(4)), 0.01) == [1]
 
 
-@pytest.mark.parametrize(
-    "config",
-    [
-        LatentDiffiTConfig(size=8, depth=4, width=16, heads=2),
-        DiTConfig(size=8, depth=4, width=16, heads=2),
-        DiffiTConfig(size=8, channels=4, widths=(8, 16), blocks=(1, 2), heads=2, groups=4,
-                     time_width=16, time_features=16),
-    ],
-    ids=lambda config: config.name,
-)  # fmt: skip
-def test_every_network_repeats_itself_at_an_input_it_has_just_seen(config) -> None:
+@pytest.mark.parametrize("preset", TINY, ids=lambda path: path.stem)
+def test_every_network_repeats_itself_at_an_input_it_has_just_seen(preset: Path) -> None:
+    config = parse(RunConfig, read_yaml(preset), source=str(preset)).model.network
     network = build_network(config).requires_grad_(False)
     source = torch.Generator().manual_seed(0)
     for weight in network.parameters():
-        weight.add_(0.1 * torch.randn(weight.shape, generator=source))
-    x = torch.randn(2, 4, 8, 8, generator=source)
-    time, later = torch.tensor([300.0, 300.0]), torch.tensor([250.0, 250.0])
-    exact, exact_later = network(x, time), network(x, later)
+        weight.add_(0.05 * torch.randn(weight.shape, generator=source))
+    x = torch.randn(2, *config.shape, generator=source)
+    time, later = torch.tensor([0.3, 0.3]), torch.tensor([0.9, 0.9])
+    exact, exact_later = network(x, time), network(2 * x, later)
     with reused_blocks(network.blocks(), every=2, share=1.0):
         assert torch.equal(network(x, time), exact)
-        assert torch.allclose(network(x, time), exact, atol=1e-5)
-        assert torch.equal(network(x, later), exact_later)
-        assert not torch.equal(network(x, time), exact)  # reuses what it added at another level
+        assert torch.allclose(network(x, time), exact, atol=1e-4)
+        assert torch.equal(network(2 * x, later), exact_later)
+        assert not torch.allclose(network(x, time), exact, atol=1e-4)  # added at another level
     assert torch.equal(network(x, time), exact)
 
 
