@@ -165,6 +165,7 @@ def test_info_says_what_something_is(capsys, run, place):
     facts = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert facts["network"] == "diffit, 8 x 8, channels 1"
     assert facts["parameters"] == "57,575"
+    assert facts["time"] == "9,240 of them carry the noise level"
     assert facts["cost"] == "2.129 M multiplications a forward pass and image"
     assert facts["data"] == "builtin:digits"
     if place != "preset":

@@ -11,6 +11,7 @@ from diffit.convert import from_reference, to_reference
 from diffit.convert.diffit import relative_index
 from diffit.errors import CheckpointError
 from diffit.networks import LatentDiffiTConfig, build_network
+from diffit.networks.dit import DiTConfig
 from diffit.nn.embed import sincos_grid
 
 FILES = {"diffit": "diffit_latent_tiny.safetensors", "dit": "dit_tiny.safetensors"}
@@ -170,6 +171,9 @@ def test_what_the_reference_cannot_be_is_refused():
     small = {"width": 16, "depth": 1, "heads": 2, "size": 4, "classes": 2}
     with pytest.raises(ValueError, match="no setting like time_into"):
         to_reference(build_network(LatentDiffiTConfig(**small, time_into="mlp")))
+    for kind in (LatentDiffiTConfig, DiTConfig):
+        with pytest.raises(ValueError, match="no setting like time_into"):
+            to_reference(build_network(kind(**small, time_into="td-rms")))
     with pytest.raises(ValueError, match="square images only"):
         to_reference(build_network(LatentDiffiTConfig(**small | {"size": (4, 8)})))
 

@@ -7,12 +7,14 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from diffit.networks import NETWORKS, NetworkConfig, build_network
-from diffit.networks.count import count_macs, count_parameters
+from diffit.networks.count import count_macs, count_parameters, count_time_parameters
 from diffit.networks.diffit import DiffiTConfig
+from diffit.networks.dimr import DiMRConfig
 from diffit.networks.dit import DiTConfig
 from diffit.networks.latent_diffit import LatentDiffiTConfig
 from diffit.networks.shared import SIZES
 from diffit.nn.attention import record_attention
+from diffit.nn.time_norm import TIME_NORMS
 
 SMALL = {
     "diffit": {"size": 8, "channels": 3, "widths": (16, 32), "blocks": (1, 2), "time_width": 16},
@@ -26,11 +28,14 @@ BLOCKS = {"diffit": 4, "uvit": 3, "mdt": 4, "dimr": 9}
 """How many blocks the small ones have, if not 2."""
 NO_ATTENTION = {"mdt": 1, "dimr": 6}
 """How many of them attend to nothing: they act in masked training alone, or are convolutions."""
-ABLATIONS = ["qkv", "bias", "mlp", "separate", "norm"]
+ABLATIONS = ["qkv", "bias", "mlp", "separate", "norm", "td-rms", "td-ln"]
 
 
 def small(name, **changes):
-    return NETWORKS[name][0](**SMALL[name] | {"classes": 3} | changes)
+    """A small network; ``name`` may end in ``:td-rms`` or another `time_into`."""
+    name, _, into = name.partition(":")
+    chosen = {"time_into": into} if into else {}
+    return NETWORKS[name][0](**SMALL[name] | {"classes": 3} | chosen | changes)
 
 
 def randomised(config, seed=0):
@@ -56,7 +61,9 @@ def inputs(config, batch=3):
     return torch.randn(batch, *config.shape), torch.rand(batch) * 4, torch.tensor([0, 1, 2][:batch])
 
 
-each = pytest.mark.parametrize("name", NETWORKS)
+TIME_NORMED = [f"{n}:{kind}" for n in ("diffit", "latent-diffit", "dit") for kind in TIME_NORMS]
+"""Networks whose norms know the time, though they have another way of their own."""
+each = pytest.mark.parametrize("name", [*NETWORKS, *TIME_NORMED])
 EMBEDDING = [n for n, (config, _) in NETWORKS.items() if "time_embedding" in config.model_fields]
 """Those that turn the time into features of a chosen kind."""
 
@@ -121,7 +128,7 @@ def test_blocks_hold_most_of_the_weights(name):
     network = build_network(small(name))
     inside = sum(p.numel() for block in network.blocks() for p in block.parameters())
     assert inside > 0.6 * count_parameters(network)
-    assert len(list(network.blocks())) == BLOCKS.get(name, 2)
+    assert len(list(network.blocks())) == BLOCKS.get(name.partition(":")[0], 2)
 
 
 @each
@@ -207,7 +214,7 @@ def test_recorded_attention_leaves_the_output(name):
     with torch.no_grad(), record_attention(network) as maps:
         explicit = network(x, time, label)
     torch.testing.assert_close(explicit, network(x, time, label), atol=1e-5, rtol=1e-4)
-    assert len(maps) == BLOCKS.get(name, 2) - NO_ATTENTION.get(name, 0)
+    assert len(maps) == BLOCKS.get(name.partition(":")[0], 2) - NO_ATTENTION.get(name, 0)
     for weights in maps.values():
         torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]))
 
@@ -249,6 +256,49 @@ def test_ablations_are_networks_of_their_own(name):
             assert not torch.allclose(first, second, atol=1e-3)
 
 
+@pytest.mark.parametrize("name", TIME_NORMED)
+def test_norms_that_know_the_time_are_told_tau(name):
+    config = small(name, tau_scale=0.5, tau_shift=-1.0)
+    network, (x, time, label) = randomised(config), inputs(config)
+    other = build_network(config.model_copy(update={"tau_scale": 1.0, "tau_shift": 0.0})).eval()
+    other.load_state_dict(network.state_dict())
+    assert config.tau == (0.5, -1.0)
+    torch.testing.assert_close(other(x, 0.5 * time - 1, label), network(x, time, label))
+    assert not torch.allclose(other(x, time, label), network(x, time, label), atol=1e-4)
+    assert not [n for n, _ in network.named_parameters() if n.startswith("time.")]
+
+
+@pytest.mark.parametrize("name", TIME_NORMED)
+def test_one_time_for_all_images_is_their_own(name):
+    config = small(name)
+    network, (x, _, label) = randomised(config), inputs(config)
+    level = torch.tensor([1.5])
+    expected = network(x, level.repeat(3), label)
+    torch.testing.assert_close(network(x, level.expand(3), label), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", TIME_NORMS)
+def test_augmentation_acts_without_a_time_token(kind):
+    config = small(f"diffit:{kind}", augment=True)
+    network, (x, time, label) = randomised(config), inputs(config)
+    plain = network(x, time, label)
+    assert torch.equal(network(x, time, label, augment=torch.zeros(3, 9)), plain)
+    assert not torch.allclose(network(x, time, label, augment=torch.ones(3, 9)), plain, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", TIME_NORMS)
+def test_norms_that_know_the_time_replace_rms(kind):
+    with pytest.raises(ValidationError, match=f"norm 'rms' does not go with time_into '{kind}'"):
+        small("latent-diffit", time_into=kind, norm="rms")
+
+
+@pytest.mark.parametrize("kind", TIME_NORMS)
+def test_networks_whose_norms_know_the_time_may_have_the_parts_of_v2(kind):
+    config = small(f"latent-diffit:{kind}", mlp="swiglu", position="rotary", qk_norm=True)
+    network, (x, time, label) = randomised(config), inputs(config)
+    assert network(x, time, label).isfinite().all()
+
+
 @pytest.mark.parametrize("name", EMBEDDING)
 @pytest.mark.parametrize("kind", ["dit", "positional", "fourier"])
 def test_every_time_embedding_runs(name, kind):
@@ -258,7 +308,7 @@ def test_every_time_embedding_runs(name, kind):
 
 
 def test_untrained_latent_networks_predict_zero():
-    for name in ("latent-diffit", "dit", "mdt"):
+    for name in ("latent-diffit", "dit", "mdt", "latent-diffit:td-rms", "dit:td-ln"):
         config = small(name)
         assert not build_network(config)(*inputs(config)).any()
 
@@ -281,6 +331,23 @@ PARAMETERS = [
 def test_networks_have_the_known_number_of_weights(config, count):
     with torch.device("meta"):
         assert count_parameters(build_network(config)) == count
+
+
+XL_2R = {"classes": 1000}
+TIME_PARAMETERS = [
+    (DiMRConfig(**XL_2R), 662_400),
+    (DiTConfig(time_into="td-rms"), 28 * 8 * 1152 + 4 * 1152),
+    (DiTConfig(time_into="td-ln"), 28 * 16 * 1152 + 8 * 1152),
+    (DiTConfig(), 28 * (6 * 1152**2 + 6 * 1152) + (256 + 3 * 1152) * 1152 + 4 * 1152),
+    (LatentDiffiTConfig(), 28 * (3 * 1152**2 + 3 * 1152) + (256 + 1152) * 1152 + 2 * 1152),
+]
+"""The time norms of the branch heads and upsamplers of DiMR count too."""
+
+
+@pytest.mark.parametrize(("config", "count"), TIME_PARAMETERS, ids=lambda v: getattr(v, "name", v))
+def test_the_noise_level_costs_what_the_specification_says(config, count):
+    with torch.device("meta"):
+        assert count_time_parameters(build_network(config)) == count
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from diffit.nn.blocks import (
     MLP,
     AdaptiveBlock,
     NormConv,
+    TimeNormBlock,
     TransformerBlock,
     diffit_block,
     downsample,
@@ -73,17 +74,48 @@ def test_a_closed_gate_leaves_the_tokens():
 
 
 @pytest.mark.parametrize("at", ["hidden", "branches"])
-@pytest.mark.parametrize("kind", [TransformerBlock, AdaptiveBlock])
+@pytest.mark.parametrize("kind", [TransformerBlock, AdaptiveBlock, TimeNormBlock])
 def test_dropout_acts_where_it_is_told(at, kind):
     time = (6,) if kind is AdaptiveBlock else ()
-    block = kind(SelfAttention(8, heads=2), 8, *time, hidden=16, dropout=0.5, dropout_at=at)
+    norm = {"kind": "td-rms"} if kind is TimeNormBlock else {}
+    block = kind(SelfAttention(8, heads=2), 8, *time, hidden=16, dropout=0.5, dropout_at=at, **norm)
     layers = {"hidden": ["mlp.dropout"], "branches": ["dropout1", "dropout2"]}
     active = [n for n, m in block.named_modules() if getattr(m, "probability", 0)]
     assert sorted(active) == layers[at]
-    x, token = torch.randn(2, 4, 8), torch.randn(2, 6)
+    x, token = torch.randn(2, 4, 8), torch.randn(2) if norm else torch.randn(2, 6)
     dropped = block(x, token, torch.tensor([1, 2]))
     assert not torch.equal(dropped, block(x, token))
     torch.testing.assert_close(dropped[1:], block(x[1:], token[1:], torch.tensor([2])))
+
+
+@pytest.mark.parametrize("mlp", ["gelu", "swiglu"])
+@pytest.mark.parametrize("kind", ["td-rms", "td-ln"])
+def test_a_block_whose_norms_know_the_time_is_what_it_says(kind, mlp):
+    block = diffit_block(8, 6, heads=2, grid=(2, 2), hidden=16, time_into=kind, mlp=mlp)
+    with torch.no_grad():
+        for parameter in block.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    x, tau = torch.randn(2, 4, 8), torch.tensor([-1.0, 2.0])
+    attended = x + block.attention(block.norm1(x, tau), torch.zeros(2, 6))
+    expected = attended + block.mlp(block.norm2(attended, tau))
+    torch.testing.assert_close(block(x, tau), expected)
+    assert not torch.allclose(block(x, tau.flip(0)), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "squares", "singles"),
+    [
+        ({"time_into": "mlp", "norm": "rms", "affine": True}, 0, 2),
+        ({"time_into": "td-rms"}, 0, 8),
+        ({"time_into": "td-ln"}, 0, 16),
+        ({"time_into": "norm"}, 6, 6),
+    ],
+)
+def test_what_the_norms_of_a_block_cost(settings, squares, singles):
+    width = 48
+    block = diffit_block(width, width, heads=2, grid=(2, 2), hidden=96, **settings)
+    inside = [p for n, p in block.named_parameters() if n.startswith(("norm", "modulation"))]
+    assert sum(p.numel() for p in inside) == squares * width**2 + singles * width
 
 
 @pytest.mark.parametrize("order", ["norm-swish", "swish-norm"])

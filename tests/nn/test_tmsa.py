@@ -59,7 +59,7 @@ def test_time_acts_in_every_variant_that_takes_it(time_into):
     torch.testing.assert_close(same, tmsa(tokens, time)[:1])
 
 
-@pytest.mark.parametrize("time_into", ["mlp", "norm"])
+@pytest.mark.parametrize("time_into", ["mlp", "norm", "td-rms", "td-ln"])
 def test_time_does_not_act_where_it_enters_elsewhere(time_into):
     tmsa, (tokens, time) = layer(time_into=time_into), inputs()
     assert torch.equal(tmsa(tokens, time + 1), tmsa(tokens, time))

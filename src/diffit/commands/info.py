@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import torch
 import tyro
 from pydantic import BaseModel
+from torch import nn
 
 from diffit.checkpoint import checkpoints, newest, weights_in
 from diffit.codecs import AutoencoderConfig
@@ -16,7 +17,7 @@ from diffit.hub.card import figures
 from diffit.hub.folder import HubConfig
 from diffit.model import ModelConfig
 from diffit.networks import NetworkConfig, build_network
-from diffit.networks.count import count_macs, count_parameters
+from diffit.networks.count import count_macs, count_parameters, count_time_parameters
 from diffit.sealed import CONFIG, STATE, DamagedError, read_state, verify
 from diffit.training.console import duration
 from diffit.training.folder import is_run
@@ -91,13 +92,14 @@ def _passed_on(folder: Path, content: HubConfig) -> dict[str, str]:
 
 def _described(config: RunConfig) -> dict[str, str]:
     model, train = config.model, config.train
-    network = model.network
+    network, built = model.network, _built(model.network)
     rows, columns = network.shape[1:]
     names = ", ".join(model.class_names[:10]) + (" ..." if len(model.class_names) > 10 else "")
     classes = f"{network.classes} {f'({names})' if names else ''}" if network.classes else "none"
     return {
         "network": f"{network.name}, {rows} x {columns}, channels {network.channels}",
-        "parameters": f"{_parameters(network):,}",
+        "parameters": f"{count_parameters(built):,}",
+        "time": f"{count_time_parameters(built):,} of them carry the noise level",
         "cost": f"{_readable(count_macs(network))} multiplications a forward pass and image",
         **_images(model),
         "formulation": _differing(model.formulation),
@@ -150,9 +152,10 @@ def _stored(folder: Path) -> dict[str, str]:
     return facts
 
 
-def _parameters(network: NetworkConfig) -> int:
+def _built(network: NetworkConfig) -> nn.Module:
+    """The network, without memory for its weights."""
     with torch.device("meta"):
-        return count_parameters(build_network(network))
+        return build_network(network)
 
 
 def _readable(count: int) -> str:

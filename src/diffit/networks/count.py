@@ -5,11 +5,25 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffit.networks import NetworkConfig, build_network
+from diffit.nn.embed import TimeEmbedding
+from diffit.nn.time_norm import TimeVector
+
+READS_TIME = ("qkv_time", "value_time", "bias_time", "up_time", "modulation")
+"""Names of the layers that read a time token, or a condition that it is part of."""
 
 
 def count_parameters(network: nn.Module) -> int:
     """Number of trained numbers; fixed tables do not count."""
     return sum(p.numel() for p in network.parameters() if p.requires_grad)
+
+
+def count_time_parameters(network: nn.Module) -> int:
+    """Those of them that carry the noise level: time embedding, its readers, norms that know it."""
+    return sum(
+        count_parameters(module)
+        for name, module in network.named_modules()
+        if isinstance(module, TimeEmbedding | TimeVector) or name.rpartition(".")[2] in READS_TIME
+    )
 
 
 def count_macs(config: NetworkConfig) -> int:

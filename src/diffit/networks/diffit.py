@@ -20,8 +20,8 @@ from diffit.networks.shared import (
     check_features,
     check_hidden,
     check_inputs,
-    check_unlabelled,
     close_gates,
+    label_vector,
     pair,
     xavier_uniform,
 )
@@ -40,10 +40,12 @@ from diffit.nn.dropout import number_dropouts
 from diffit.nn.embed import LabelEmbedding, TimeEmbedding, TimeFeatures
 from diffit.nn.linear import Linear
 from diffit.nn.norm import map_norm
+from diffit.nn.time_norm import TIME_NORMS, time_rows
 from diffit.nn.tmsa import TimeInto
 
 HEAD_SCALE = 1e-5  # EDM's factor on the last convolution: an untrained network predicts nearly 0
 LABEL_STD = 0.7071  # as strong as the sines and cosines that the label is added to
+TOKEN_STD = 0.02  # of a label that is added to tokens
 
 Levels = Annotated[tuple[Width, ...], Field(min_length=1, max_length=8)]
 
@@ -76,7 +78,13 @@ class DiffiTConfig(Settings):
     time_embedding: TimeFeatures = "positional"
     """Features of the noise level: EDM's positional ones, random Fourier, or DiT's."""
     time_into: TimeInto = "qkv"
-    """Where the time token enters a block: `qkv` is TMSA, the others are ablations."""
+    """Where the noise level enters a block: `qkv` is TMSA, `td-rms` and `td-ln` are norms that know
+    it, as in DiMR, and leave out the time token; the others are ablations."""
+    tau_scale: float = 0.25
+    """What such norms are told is tau_scale * time + tau_shift, best within -4 .. 4."""
+    tau_shift: float = 0.0
+    """See tau_scale: 0.25 and 0 suit the times dimr and log_snr, 1 and 0 log4, 0.002 and -1 the
+    index."""
     augment: bool = False
     """Take EDM's augmentation label, which training with augmentation needs."""
     learned_variance: bool = False
@@ -118,6 +126,11 @@ class DiffiTConfig(Settings):
         """(rows, columns) of the windows at a level: ``window``, or the whole side if smaller."""
         height, width = self.grid(level)
         return min(self.window, height), min(self.window, width)
+
+    @property
+    def tau(self) -> tuple[float, float] | None:
+        """Scale and shift of the time that the norms are told; None where they know no time."""
+        return (self.tau_scale, self.tau_shift) if self.time_into in TIME_NORMS else None
 
     @model_validator(mode="after")
     def check(self) -> Self:
@@ -222,18 +235,24 @@ class DiffiT(nn.Module):
         self.config = config
         self.activation_checkpointing = False
         widths, last = config.widths, len(config.widths) - 1
-        self.time = TimeEmbedding(
-            config.time_width,
-            features=config.time_features,
-            kind=config.time_embedding,
-            final_silu=True,
+        self.time = (
+            TimeEmbedding(
+                config.time_width,
+                features=config.time_features,
+                kind=config.time_embedding,
+                final_silu=True,
+            )
+            if config.tau is None
+            else None
         )
+        # Label and augmentation join the features of the noise level, or else the first tokens.
+        joined = config.time_features if config.tau is None else widths[0]
         self.label = (
-            LabelEmbedding(config.classes, config.time_features, null=config.null_class)
+            LabelEmbedding(config.classes, joined, null=config.null_class)
             if config.classes
             else None
         )
-        self.augment = Linear(9, config.time_features, bias=False) if config.augment else None
+        self.augment = Linear(9, joined, bias=False) if config.augment else None
         self.tokenizer = nn.Conv2d(config.channels, widths[0], 3, padding=1)
         self.encoder = nn.ModuleList(
             _stage(config, level, channels=widths[max(level - 1, 0)]) for level in range(last + 1)
@@ -278,8 +297,7 @@ class DiffiT(nn.Module):
             (B, C, H, W), or (B, 2 C, H, W) with a learned variance.
         """
         check_inputs(self.config.shape, x, image, augment if self.augment is None else None)
-        token = self._token(time, label, augment)
-        x = self.tokenizer(x)
+        x, token = self._enter(x, time, label, augment)
         skips = []
         for level, stage in enumerate(self.encoder):
             x = self._run(stage, x, token, keys)
@@ -299,18 +317,19 @@ class DiffiT(nn.Module):
         stages = [*self.encoder, *reversed(self.decoder)]
         return [block for stage in stages for block in stage]
 
-    def _token(self, time: Tensor, label: Tensor | None, augment: Tensor | None) -> Tensor:
-        """(B, T) time token; label and augmentation join the features of the noise level."""
-        extra = None
-        if self.label is not None:
-            extra = self.label(label, len(time))
-        else:
-            check_unlabelled(label)
+    def _enter(
+        self, x: Tensor, time: Tensor, label: Tensor | None, augment: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """First feature map, and what the blocks are told: a (B, T) time token or (R,) tau."""
+        x = self.tokenizer(x)
+        extra = label_vector(self.label, label, len(time))
         if self.augment is not None and augment is not None:
             nudge = self.augment(augment.to(self.augment.weight.dtype))
             extra = nudge if extra is None else extra + nudge
-        token: Tensor = self.time(time, extra)
-        return token
+        if self.time is None:
+            tau = time_rows(time, scale=self.config.tau_scale, shift=self.config.tau_shift)
+            return (x if extra is None else x + extra[..., None, None]), tau
+        return x, self.time(time, extra)
 
     def _run(self, stage: nn.Module, x: Tensor, token: Tensor, keys: Tensor | None) -> Tensor:
         for block in stage.children():
@@ -321,7 +340,8 @@ class DiffiT(nn.Module):
         """Xavier-uniform as in EDM; the paper does not say."""
         xavier_uniform(self)
         if self.label is not None:
-            nn.init.normal_(self.label.table.weight, std=LABEL_STD)
+            std = TOKEN_STD if self.time is None else LABEL_STD
+            nn.init.normal_(self.label.table.weight, std=std)
         close_gates(self)
         with torch.no_grad():
             self.head.weight.mul_(HEAD_SCALE)

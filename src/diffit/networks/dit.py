@@ -1,7 +1,7 @@
 """DiT: transformer blocks modulated by adaLN-Zero (Peebles and Xie, arXiv:2212.09748)."""
 
 from collections.abc import Iterable
-from typing import Literal, Self
+from typing import Literal, Self, cast
 
 import torch.nn.functional as F
 from pydantic import Field, model_validator
@@ -20,14 +20,14 @@ from diffit.networks.shared import (
     check_features,
     check_hidden,
     check_inputs,
-    check_unlabelled,
     close_gates,
+    label_vector,
     pair,
     xavier_uniform,
     zero,
 )
 from diffit.nn.attention import SelfAttention
-from diffit.nn.blocks import AdaptiveBlock, DropoutAt, run
+from diffit.nn.blocks import AdaptiveBlock, DropoutAt, TimeNormBlock, run
 from diffit.nn.dropout import number_dropouts
 from diffit.nn.embed import (
     LabelEmbedding,
@@ -39,6 +39,7 @@ from diffit.nn.embed import (
 )
 from diffit.nn.linear import Linear
 from diffit.nn.norm import EPS, AdaptiveNorm
+from diffit.nn.time_norm import TIME_NORMS, TimeNormKind, time_norm, time_rows
 
 
 class DiTConfig(Settings):
@@ -73,6 +74,14 @@ class DiTConfig(Settings):
     """Fixed features of the noise level, before the time embedding's two layers."""
     time_embedding: TimeFeatures = "dit"
     """Features of the noise level: DiT's, EDM's positional ones, or random Fourier features."""
+    time_into: Literal["norm", "td-rms", "td-ln"] = "norm"
+    """Where the noise level enters: `norm` is adaLN-Zero, `td-rms` and `td-ln` are norms that know
+    it, as in DiMR, and leave out the time token."""
+    tau_scale: float = 0.25
+    """What such norms are told is tau_scale * time + tau_shift, best within -4 .. 4."""
+    tau_shift: float = 0.0
+    """See tau_scale: 0.25 and 0 suit the times dimr and log_snr, 1 and 0 log4, 0.002 and -1 the
+    index."""
     dropout: Probability = 0.0
     """Probability of dropout in training."""
     dropout_at: DropoutAt = "hidden"
@@ -90,6 +99,11 @@ class DiTConfig(Settings):
         """(rows, columns) of the token grid."""
         height, width = pair(self.size)
         return height // self.patch, width // self.patch
+
+    @property
+    def tau(self) -> tuple[float, float] | None:
+        """Scale and shift of the time that the norms are told; None where they know no time."""
+        return (self.tau_scale, self.tau_shift) if self.time_into in TIME_NORMS else None
 
     @model_validator(mode="after")
     def check(self) -> Self:
@@ -111,26 +125,23 @@ class DiT(nn.Module):
         width, outputs = config.width, config.channels * (2 if config.learned_variance else 1)
         self.patch = Linear(config.channels * config.patch**2, width)
         self.register_buffer("position", sincos_grid(config.grid, width))
-        self.time = TimeEmbedding(width, features=config.time_features, kind=config.time_embedding)
+        self.time = (
+            TimeEmbedding(width, features=config.time_features, kind=config.time_embedding)
+            if config.tau is None
+            else None
+        )
         self.label = (
             LabelEmbedding(config.classes, width, null=config.null_class)
             if config.classes
             else None
         )
-        self.column = nn.ModuleList(
-            AdaptiveBlock(
-                SelfAttention(width, heads=config.heads),
-                width,
-                width,
-                hidden=round(width * config.mlp_ratio),
-                mlp_eps=config.mlp_eps,
-                dropout=config.dropout,
-                dropout_at=config.dropout_at,
-            )
-            for _ in range(config.depth)
+        self.column = nn.ModuleList(_block(config) for _ in range(config.depth))
+        self.norm = (
+            AdaptiveNorm(width)
+            if config.tau is None
+            else time_norm(width, cast(TimeNormKind, config.time_into))
         )
-        self.norm = AdaptiveNorm(width)
-        self.modulation = Linear(width, 2 * width)
+        self.modulation = Linear(width, 2 * width) if config.tau is None else None
         self.head = Linear(width, outputs * config.patch**2)
         number_dropouts(self)
         self._initialise()
@@ -158,34 +169,61 @@ class DiT(nn.Module):
             (B, C, H, W), or (B, 2 C, H, W) with a learned variance.
         """
         check_inputs(self.config.shape, x, image, augment)
-        tokens = self.patch(patchify(x, self.config.patch)) + self.position
-        condition = self._condition(time, label)
+        tokens, told = self._enter(x, time, label)
         for block in self.column:
-            tokens = run(block, tokens, condition, keys, checkpointed=self.activation_checkpointing)
-        shift, scale = self.modulation(F.silu(condition)).chunk(2, dim=-1)
-        tokens = self.head(self.norm(tokens, shift, scale))
+            tokens = run(block, tokens, told, keys, checkpointed=self.activation_checkpointing)
+        if self.modulation is None:
+            tokens = self.norm(tokens, told)
+        else:
+            tokens = self.norm(tokens, *self.modulation(F.silu(told)).chunk(2, dim=-1))
+        tokens = self.head(tokens)
         return unpatchify(tokens, self.config.grid, self.config.patch)
 
     def blocks(self) -> Iterable[nn.Module]:
         """The transformer blocks, in order."""
         return self.column
 
-    def _condition(self, time: Tensor, label: Tensor | None) -> Tensor:
-        """(B, T): the sum of time and label embedding."""
+    def _enter(self, x: Tensor, time: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Tokens, and what the blocks are told: (B, T), time and label embedding, or (R,) tau."""
+        tokens = self.patch(patchify(x, self.config.patch)) + self.position
+        vector = label_vector(self.label, label, len(time))
+        if self.time is None:
+            tau = time_rows(time, scale=self.config.tau_scale, shift=self.config.tau_shift)
+            return (tokens if vector is None else tokens + vector[:, None]), tau
         token: Tensor = self.time(time)
-        if self.label is None:
-            check_unlabelled(label)
-            return token
-        vector: Tensor = self.label(label, len(time))
-        return token + vector
+        return tokens, (token if vector is None else token + vector)
 
     def _initialise(self) -> None:
         """The weights of an untrained network, whose output is exactly 0 (Section 3.2)."""
         xavier_uniform(self)
-        for layer in (self.time.hidden, self.time.out):
+        for layer in (self.time.hidden, self.time.out) if self.time is not None else ():
             nn.init.normal_(layer.weight, std=0.02)
         if self.label is not None:
             nn.init.normal_(self.label.table.weight, std=0.02)
         close_gates(self)
-        zero(self.modulation)
+        if self.modulation is not None:
+            zero(self.modulation)
         zero(self.head)
+
+
+def _block(config: DiTConfig) -> AdaptiveBlock | TimeNormBlock:
+    attention = SelfAttention(config.width, heads=config.heads)
+    hidden = round(config.width * config.mlp_ratio)
+    if config.tau is not None:
+        return TimeNormBlock(
+            attention,
+            config.width,
+            kind=cast(TimeNormKind, config.time_into),
+            hidden=hidden,
+            dropout=config.dropout,
+            dropout_at=config.dropout_at,
+        )
+    return AdaptiveBlock(
+        attention,
+        config.width,
+        config.width,
+        hidden=hidden,
+        mlp_eps=config.mlp_eps,
+        dropout=config.dropout,
+        dropout_at=config.dropout_at,
+    )

@@ -1,7 +1,7 @@
 """Latent DiffiT: a column of TMSA blocks over patches (arXiv:2312.02139, Section 3.3, Figure 3)."""
 
 from collections.abc import Iterable
-from typing import Literal, Self
+from typing import Literal, Self, cast
 
 import torch.nn.functional as F
 from pydantic import model_validator
@@ -20,8 +20,8 @@ from diffit.networks.shared import (
     check_features,
     check_hidden,
     check_inputs,
-    check_unlabelled,
     close_gates,
+    label_vector,
     pair,
     xavier_uniform,
     zero,
@@ -38,6 +38,7 @@ from diffit.nn.embed import (
 )
 from diffit.nn.linear import Linear
 from diffit.nn.norm import TokenNorm, token_norm
+from diffit.nn.time_norm import TIME_NORMS, TimeNormKind, time_norm, time_rows
 from diffit.nn.tmsa import TimeInto
 
 
@@ -80,7 +81,13 @@ class LatentDiffiTConfig(Settings):
     time_embedding: TimeFeatures = "dit"
     """Features of the noise level: DiT's, EDM's positional ones, or random Fourier features."""
     time_into: TimeInto = "qkv"
-    """Where the time token enters a block: `qkv` is TMSA, the others are ablations."""
+    """Where the noise level enters a block: `qkv` is TMSA, `td-rms` and `td-ln` are norms that know
+    it, as in DiMR, and leave out the time token; the others are ablations."""
+    tau_scale: float = 0.25
+    """What such norms are told is tau_scale * time + tau_shift, best within -4 .. 4."""
+    tau_shift: float = 0.0
+    """See tau_scale: 0.25 and 0 suit the times dimr and log_snr, 1 and 0 log4, 0.002 and -1 the
+    index."""
     norm_affine: bool = False
     """Learned scale and shift in the norms."""
     head_silu: bool = True
@@ -110,6 +117,11 @@ class LatentDiffiTConfig(Settings):
             return swiglu_hidden(self.width, self.mlp_ratio)
         return round(self.width * self.mlp_ratio)
 
+    @property
+    def tau(self) -> tuple[float, float] | None:
+        """Scale and shift of the time that the norms are told; None where they know no time."""
+        return (self.tau_scale, self.tau_shift) if self.time_into in TIME_NORMS else None
+
     @model_validator(mode="after")
     def check(self) -> Self:
         check_column(pair(self.size), self.patch, self.width, self.heads)
@@ -123,7 +135,7 @@ class LatentDiffiTConfig(Settings):
         for wrong, field, value in (
             (self.time_into == "bias", "position", "rotary"),
             (self.time_into in ("mlp", "norm"), "mlp", "swiglu"),
-            (self.time_into == "norm", "norm", "rms"),
+            (self.time_into == "norm" or self.tau is not None, "norm", "rms"),
         ):
             if wrong and getattr(self, field) == value:
                 raise ValueError(f"{field} {value!r} does not go with time_into {self.time_into!r}")
@@ -148,7 +160,11 @@ class LatentDiffiT(nn.Module):
         self.patch = Linear(config.channels * config.patch**2, width)
         table = sincos_grid(config.grid, width) if config.position == "bias" else None
         self.register_buffer("position", table)
-        self.time = TimeEmbedding(width, features=config.time_features, kind=config.time_embedding)
+        self.time = (
+            TimeEmbedding(width, features=config.time_features, kind=config.time_embedding)
+            if config.tau is None
+            else None
+        )
         self.label = (
             LabelEmbedding(config.classes, width, null=config.null_class)
             if config.classes
@@ -172,7 +188,11 @@ class LatentDiffiT(nn.Module):
             )
             for _ in range(config.depth)
         )
-        self.norm = token_norm(width, affine=config.norm_affine, kind=config.norm)
+        self.norm = (
+            token_norm(width, affine=config.norm_affine, kind=config.norm)
+            if config.tau is None
+            else time_norm(width, cast(TimeNormKind, config.time_into))
+        )
         self.head = Linear(width, outputs * config.patch**2)
         number_dropouts(self)
         self._initialise()
@@ -200,12 +220,10 @@ class LatentDiffiT(nn.Module):
             (B, C, H, W), or (B, 2 C, H, W) with a learned variance.
         """
         check_inputs(self.config.shape, x, image, augment)
-        tokens = self.patch(patchify(x, self.config.patch))
-        tokens = tokens if self.position is None else tokens + self.position
-        condition = self._condition(time, label)
+        tokens, told = self._enter(x, time, label)
         for block in self.column:
-            tokens = run(block, tokens, condition, keys, checkpointed=self.activation_checkpointing)
-        tokens = self.norm(tokens)
+            tokens = run(block, tokens, told, keys, checkpointed=self.activation_checkpointing)
+        tokens = self.norm(tokens) if self.time is not None else self.norm(tokens, told)
         tokens = self.head(F.silu(tokens) if self.config.head_silu else tokens)
         return unpatchify(tokens, self.config.grid, self.config.patch)
 
@@ -213,19 +231,21 @@ class LatentDiffiT(nn.Module):
         """The transformer blocks, in order."""
         return self.column
 
-    def _condition(self, time: Tensor, label: Tensor | None) -> Tensor:
-        """(B, T): the sum of time and label embedding."""
+    def _enter(self, x: Tensor, time: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Tokens, and what the blocks are told: (B, T), time and label embedding, or (R,) tau."""
+        tokens = self.patch(patchify(x, self.config.patch))
+        tokens = tokens if self.position is None else tokens + self.position
+        vector = label_vector(self.label, label, len(time))
+        if self.time is None:
+            tau = time_rows(time, scale=self.config.tau_scale, shift=self.config.tau_shift)
+            return (tokens if vector is None else tokens + vector[:, None]), tau
         token: Tensor = self.time(time)
-        if self.label is None:
-            check_unlabelled(label)
-            return token
-        vector: Tensor = self.label(label, len(time))
-        return token + vector
+        return tokens, (token if vector is None else token + vector)
 
     def _initialise(self) -> None:
         """The weights of an untrained network, whose output is exactly 0, as in the release."""
         xavier_uniform(self)
-        for layer in (self.time.hidden, self.time.out):
+        for layer in (self.time.hidden, self.time.out) if self.time is not None else ():
             nn.init.normal_(layer.weight, std=0.02)
         if self.label is not None:
             nn.init.normal_(self.label.table.weight, std=0.02)

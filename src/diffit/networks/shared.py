@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from diffit.nn.blocks import AdaptiveBlock
-from diffit.nn.embed import TimeFeatures
+from diffit.nn.embed import LabelEmbedding, TimeFeatures
 
 Side = Annotated[int, Field(ge=1, le=4096)]
 Width = Annotated[int, Field(ge=1, le=16384)]
@@ -86,6 +86,17 @@ def check_unlabelled(label: Tensor | None) -> None:
     """ValueError for a label, other than "no class", to a network without classes."""
     if label is not None and bool((label != 0).any()):
         raise ValueError("this network has no classes; give no label")
+
+
+def label_vector(
+    embedding: LabelEmbedding | None, label: Tensor | None, batch: int
+) -> Tensor | None:
+    """(B, T) rows of the labels; None, and a check that there is no label, without classes."""
+    if embedding is None:
+        check_unlabelled(label)
+        return None
+    vector: Tensor = embedding(label, batch)
+    return vector
 
 
 def xavier_uniform(network: nn.Module) -> None:

@@ -1,6 +1,6 @@
 """What networks are stacked of: the MLP, transformer blocks, and the parts of a U-shape."""
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from diffit.nn.dropout import Dropout
 from diffit.nn.gelu import gelu
 from diffit.nn.linear import Linear
 from diffit.nn.norm import EPS, AdaptiveNorm, TokenNorm, map_norm, token_norm
+from diffit.nn.time_norm import TIME_NORMS, TimeNormKind, time_norm
 from diffit.nn.tmsa import TMSA, Position, TimeInto
 
 DropoutAt = Literal["hidden", "branches"]
@@ -215,6 +216,46 @@ class AdaptiveBlock(nn.Module):
         return torch.addcmul(tokens, _over(gate2, tokens), self.dropout2(branch, keys))
 
 
+class TimeNormBlock(nn.Module):
+    """x + attention(norm(x, tau)), then x + MLP(norm(x, tau)): TD-LN of DiMR (arXiv:2406.09416).
+
+    Args:
+        attention: `SelfAttention`, or a `TMSA` that knows no time.
+        width: channels C of a token.
+        kind: of the two norms, which alone know the noise level.
+        hidden: hidden units of the MLP.
+        mlp: kind of the MLP.
+        dropout: probability of dropout.
+        dropout_at: where it acts.
+    """
+
+    def __init__(
+        self,
+        attention: TMSA | SelfAttention,
+        width: int,
+        *,
+        kind: TimeNormKind,
+        hidden: int,
+        mlp: MLPKind = "gelu",
+        dropout: float = 0.0,
+        dropout_at: DropoutAt = "hidden",
+    ) -> None:
+        super().__init__()
+        within, after = (dropout, 0.0) if dropout_at == "hidden" else (0.0, dropout)
+        self.norm1 = time_norm(width, kind)
+        self.attention = attention
+        self.dropout1 = Dropout(after)
+        self.norm2 = time_norm(width, kind)
+        self.mlp = (GLU if mlp == "swiglu" else MLP)(width, hidden, dropout=within)
+        self.dropout2 = Dropout(after)
+
+    def forward(self, tokens: Tensor, tau: Tensor, keys: Tensor | None = None) -> Tensor:
+        """(B, ..., C) tokens, (B,) or (1,) tau and (B,) dropout keys to (B, ..., C)."""
+        tokens = tokens + self.dropout1(self.attention(self.norm1(tokens, tau), tau), keys)
+        mixed: Tensor = tokens + self.dropout2(self.mlp(self.norm2(tokens, tau), None, keys), keys)
+        return mixed
+
+
 def diffit_block(
     width: int,
     time_width: int,
@@ -231,7 +272,7 @@ def diffit_block(
     affine: bool = False,
     dropout: float = 0.0,
     dropout_at: DropoutAt = "hidden",
-) -> TransformerBlock | AdaptiveBlock:
+) -> TransformerBlock | AdaptiveBlock | TimeNormBlock:
     """DiffiT's transformer block, or the ablation of it that ``time_into`` names."""
     attention = TMSA(
         width,
@@ -246,6 +287,16 @@ def diffit_block(
     if time_into == "norm":
         return AdaptiveBlock(
             attention, width, time_width, hidden=hidden, dropout=dropout, dropout_at=dropout_at
+        )
+    if time_into in TIME_NORMS:
+        return TimeNormBlock(
+            attention,
+            width,
+            kind=cast(TimeNormKind, time_into),
+            hidden=hidden,
+            mlp=mlp,
+            dropout=dropout,
+            dropout_at=dropout_at,
         )
     return TransformerBlock(
         attention,

@@ -5,7 +5,7 @@ Where adaLN-Zero spends 6 C^2 weights on a transformer block of width C, these s
 """
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 TimeNormKind = Literal["td-rms", "td-ln"]
 """`td-rms` scales (4 C weights), `td-ln` scales and shifts (8 C)."""
+
+TIME_NORMS: tuple[str, ...] = get_args(TimeNormKind)
 
 EPS_RMS = 1e-8  # added to the root mean square itself
 EPS_LAYER = 1e-5

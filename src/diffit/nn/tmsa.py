@@ -20,8 +20,8 @@ from diffit.nn.linear import Linear
 from diffit.nn.norm import EPS
 from diffit.nn.rotary import Rotary
 
-TimeInto = Literal["qkv", "bias", "mlp", "separate", "norm"]
-"""Where the time token enters a transformer block.
+TimeInto = Literal["qkv", "bias", "mlp", "separate", "norm", "td-rms", "td-ln"]
+"""Where the noise level enters a transformer block.
 
 - ``qkv``: queries, keys and values all depend on it: TMSA, the paper's choice (Table 6, H).
 - ``bias``: it changes the table of the relative position bias alone (Table 6, F).
@@ -29,6 +29,8 @@ TimeInto = Literal["qkv", "bias", "mlp", "separate", "norm"]
 - ``separate``: space and time attend on their own, and the sum goes on (Table 7). The one time
   token attends to itself alone, so that its part is its value.
 - ``norm``: it scales, shifts and gates the normalised tokens: adaLN-Zero of DiT (Figure 7b).
+- ``td-rms``, ``td-ln``: there is no time token, the norms alone know the noise level, as in DiMR,
+  see `diffit.nn.time_norm`.
 """
 
 Position = Literal["bias", "rotary", "none"]
@@ -47,8 +49,8 @@ class TMSA(nn.Module):
         heads: number of attention heads.
         grid: (height, width) of the token grid.
         window: (height, width) of the local windows that attention stays in; None for the grid.
-        time_into: ``"qkv"``, or one of the paper's ablations, see `TimeInto`; with ``"mlp"`` and
-            ``"norm"`` this layer itself knows no time.
+        time_into: ``"qkv"``, or one of the ablations, see `TimeInto`; with ``"mlp"``, ``"norm"``,
+            ``"td-rms"`` and ``"td-ln"`` this layer itself knows no time.
         position: ``"bias"`` learns a relative position bias, ``"rotary"`` turns queries and keys
             by their place in the window; ``"none"`` leaves places to what comes before.
         qk_norm: RMS norm of each head's queries and keys, which bounds the logits in bfloat16.
