@@ -37,6 +37,11 @@ benchmarks: .venv/.installed-bench
 	$(BIN)/python benchmarks/networks.py
 	$(BIN)/python benchmarks/loader.py
 	$(BIN)/python benchmarks/samplers.py
+	$(BIN)/python benchmarks/inference.py
+	$(BIN)/python benchmarks/evaluation.py
+	$(BIN)/python benchmarks/codecs.py
+	$(BIN)/python benchmarks/dimr.py
+	$(BIN)/python benchmarks/uvit.py
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -18,7 +18,7 @@ VERBS = {
     "train": "train a model from a configuration file or a preset",
     "sample": "draw images from a checkpoint",
     "evaluate": "measure images against a reference: FID, KID, precision, recall, ...",
-    "data": "look at a data set, or pack it: `data inspect`, `data pack`",
+    "data": "look at a data set, pack or encode it: `data inspect`, `data pack`, `data encode`",
     "convert": "published weights to a model, or a model to other layouts, with a certificate",
     "report": "explain the gap between two measurements: `report compare`",
     "bench": "compare the networks on the same images: `bench networks`",
