@@ -63,7 +63,7 @@ def test_network_and_formulation_must_agree_on_the_variance():
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"network": {"name": "unet"}}, "'unet' is unknown; choose from diffit, dit"),
+        ({"network": {"name": "unet"}}, "'unet' is unknown; did you mean 'uvit'"),
         ({"network": {}}, "needs a 'name' that says which kind it is"),
         ({"network": NETWORK, "formulation": {"name": "edn"}}, "did you mean 'edm'"),
         ({"network": NETWORK, "codec": {"name": "vae"}}, "vae"),

@@ -1,6 +1,7 @@
 """Features unit by unit: processes, cache, what is shared."""
 
 import os
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -43,6 +44,16 @@ def test_two_processes_give_what_one_gives():
     assert torch.equal(one.labels, two.labels)
     torch.testing.assert_close(one.kept, two.kept, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(one.pool.covariance, two.pool.covariance, rtol=1e-6, atol=1e-8)
+
+
+def test_a_mapped_file_is_named_to_other_processes_not_copied(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 8, 8, 3), dtype=np.uint8)
+    np.savez(tmp_path / "images.npz", arr_0=pixels)
+    images = open_dataset(tmp_path / "images.npz")
+    sent = pickle.dumps(images)
+    assert len(sent) < 2000 < pixels.nbytes
+    again = pickle.loads(sent)  # noqa: S301
+    assert all(np.array_equal(again[i].image, images[i].image) for i in range(50))
 
 
 def test_an_extractor_that_cannot_be_opened_elsewhere_stays_in_one_process():

@@ -1,12 +1,13 @@
 """Data sets that are one array: npz files, and whatever is in memory already."""
 
+import mmap
 import struct
 import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from tokenize import TokenError
-from typing import IO, Literal
+from typing import IO, Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -66,6 +67,30 @@ class Arrays:
     def label(self, i: int) -> int | None:
         """The label of example i, without its image."""
         return None if self._labels is None else int(self._labels[i])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_images": _by_name(self._images)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        images = state["_images"]
+        self.__dict__ |= (
+            {**state, "_images": np.memmap(**images)} if type(images) is dict else state
+        )
+
+
+def _by_name(images: np.ndarray) -> np.ndarray | dict[str, Any]:
+    """What another process needs of an array: a mapped file is only named, not copied."""
+    # A part of a mapped array has that array as its base, and does not know where it begins.
+    if not isinstance(images, np.memmap) or not isinstance(images.base, mmap.mmap):
+        return images
+    return {
+        "filename": images.filename,
+        "dtype": images.dtype,
+        "mode": "r",
+        "offset": images.offset,
+        "shape": images.shape,
+        "order": "C" if images.flags.c_contiguous else "F",
+    }
 
 
 def open_npz(

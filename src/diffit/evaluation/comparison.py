@@ -119,7 +119,7 @@ def _of_features(first: Passport, second: Passport) -> Iterator[Difference]:
             yield Difference(
                 "features", a.name, b.name, "incomparable", "distances live in other spaces"
             )
-        if a.protocol != b.protocol:
+        if a.protocol != b.protocol and a.resize != b.resize:  # ADM and EDM resize alike
             yield Difference(
                 "protocol", f"{a.protocol}: {a.resize}", f"{b.protocol}: {b.resize}",
                 "incomparable", "images were resized in other ways before the network saw them",

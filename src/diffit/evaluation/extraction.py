@@ -1,12 +1,15 @@
 """Features of a set of images, unit by unit: in one process or several, remembered by content.
 
 A unit is a run of neighbouring images. It is computed as a whole wherever it is computed, so that
-features do not depend on the number of processes beyond rounding, and a killed measurement finds
-the units it had finished in the cache.
+features do not depend on the number of processes, and a killed measurement finds the units it had
+finished in the cache.
 """
 
 import hashlib
 import multiprocessing
+import os
+import signal
+import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -132,7 +135,7 @@ def _in_processes(reader: Reader, bounds: list[tuple[int, int]], processes: int)
     except BrokenProcessPool:
         raise UsageError(
             "a process that computes features has died, perhaps for want of memory; repeat the "
-            "command with fewer --processes"
+            "command to continue, with fewer --processes"
         ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
@@ -145,8 +148,18 @@ def _begin(
     images: Dataset, recipes: list[Recipe], spatial: list[bool], cache: FeatureCache | None
 ) -> None:
     global _reader
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     _reader = Reader(images, [open_features(**r._asdict()) for r in recipes], spatial, cache)
+
+
+def _end_with_parent() -> None:
+    # A killed parent cannot say goodbye, and its workers would wait for work for ever.
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _unit(first: int, stop: int) -> Unit:
