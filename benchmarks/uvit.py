@@ -1,6 +1,6 @@
 """Time and memory of U-ViT against a straightforward rendition of the same formulas.
 
-    python benchmarks/uvit.py [--threads 1] [--rounds 7] [--batch 8] [--out benchmarks]
+    python benchmarks/uvit.py [--threads 1] [--rounds 7] [--batch 4] [--out benchmarks]
 
 U-ViT-S/2 at 32 x 32 x 4 with classes. The rendition has the same weights in ordinary layers of
 PyTorch and explicit softmax attention; that both compute the same is checked first. A forward pass
@@ -26,7 +26,7 @@ from diffit.networks.uvit import UViT, UViTConfig
 from networks import Task, interleave, peak_so_far, processor
 
 CONFIG = UViTConfig(classes=1000, depth=13, width=512, heads=8)
-SETTINGS = ["eager", "diffit", "diffit checkpointed", "eager bf16", "diffit bf16"]
+SETTINGS = ["eager", "diffit", "eager bf16", "diffit bf16", "diffit bf16 checkpointed"]
 TASKS = ["forward", "training"]
 
 
@@ -117,7 +117,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=7, help="turns; the median counts")
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--clock", choices=["wall", "cpu"], default="cpu", help="cpu when busy")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder")
     parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
