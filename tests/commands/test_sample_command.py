@@ -104,7 +104,7 @@ def test_the_record_suffices_to_draw_again(whole: Path, tmp_path: Path) -> None:
     assert plan.sampling.steps == 3  # asked for
     assert record["versions"]["torch"] == torch.__version__
     sampling = record["sampling"]
-    options = [f"--{k.replace('_', '-')}={v}" for k, v in sampling.items() if k != "clip"]
+    options = [f"--{k.replace('_', '-')}={v}" for k, v in sampling.items() if type(v) is not bool]
     again = [
         "sample", record["weights"]["checkpoint"], "--weights", record["weights"]["name"],
         "--seed", str(record["seed"]), "--count", str(record["count"]),

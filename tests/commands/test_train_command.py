@@ -86,7 +86,7 @@ def refused(capsys, *words):
         (["tiny-diffit", "--out", "x", "--data.path", ""], "data.path is empty"),
         (["tiny-diffit", "--out", "x", "--sampling.sampler", "hein"], "did you mean 'heun'?"),
         (["diffit-cifar10", "--out", "x"], "data.path is empty"),
-        (["dit-s-2-256", "--out", "x"], "works on latents"),
+        (["dit-s-2-256", "--out", "x"], "data.path is empty"),
         (["--resume", "nowhere"], "--resume nowhere is no folder of a run"),
     ],
 )
