@@ -73,15 +73,6 @@ def test_the_scale_of_a_new_autoencoder_is_computed(place, vaes, way):
         assert latents.codec["shift"] == pytest.approx(list(found.mean))
 
 
-def test_two_processes_write_the_same_bytes(place, vaes):
-    image_folder(place / "images", each=20)  # more than one part of 32
-    for processes in ("1", "2"):
-        assert main(["data", "encode", "images", f"out{processes}", "--codec", str(vaes / "tiny"),
-                     "--processes", processes]) == 0  # fmt: skip
-    for path in (place / "out1").iterdir():
-        assert path.read_bytes() == (place / "out2" / path.name).read_bytes(), path.name
-
-
 def test_latents_go_to_another_project_and_come_back(place, vaes, capsys):
     main(["data", "encode", "images", "out", "--codec", str(vaes / "kl"), "--flip"])
     capsys.readouterr()
