@@ -90,6 +90,24 @@ def test_labels_seeds_and_versions_are_weighed():
     assert weights == {"labels": "shifts", "seed": "shifts", "version of torch": "harmless"}
 
 
+def test_the_same_images_differ_by_rounding_alone():
+    one, two = passport(10), passport(10 + 1e-9)
+    same = one.samples.model_copy(update={"path": "elsewhere"})
+    found = compare_passports(one, two.model_copy(update={"samples": same}))
+    assert found.conclusion == "The same images, measured the same way: the gaps are rounding."
+    other = two.samples.model_copy(update={"hash": "others"})
+    found = compare_passports(one, two.model_copy(update={"samples": other}))
+    assert "the images themselves differ" in found.conclusion
+
+
+def test_protocols_that_resize_alike_compare():
+    edm = passport(10, features=("inception", "edm"))
+    alike = edm.features[0].model_copy(update={"resize": "adm"})
+    found = compare_passports(passport(10), edm.model_copy(update={"features": (alike,)}))
+    assert not [d for d in found.differences if d.weight == "incomparable"]
+    assert len(found.pairs) == 1
+
+
 def test_nothing_in_common_is_said():
     other = passport(3)
     kid = other.figures[0].model_copy(update={"metric": "kid", "name": "KID"})

@@ -76,8 +76,11 @@ class Comparison(NamedTuple):
         if "model" in weights:
             causes = ", ".join(d.what for d in self.differences if d.weight == "model")
             return f"Measured the same way; the gaps come from what was drawn: {causes}."
-        if any(pair.gap for pair in self.pairs):
+        same = any(difference.what == "samples" for difference in self.differences)
+        if any(pair.gap for pair in self.pairs) and not same:
             return "Nothing recorded explains the gaps; the images themselves differ."
+        if any(pair.gap for pair in self.pairs):
+            return "The same images, measured the same way: the gaps are rounding."
         return "The measurements agree."
 
 
@@ -156,13 +159,7 @@ def _of_images(first: Passport, second: Passport) -> Iterator[Difference]:
             "on as many",
         )  # fmt: skip
     elif a.hash == b.hash:
-        yield (
-            Difference("samples", a.path, b.path, "harmless", "they are the same images")
-            if a.path != b.path
-            else Difference(
-                "samples", "the same", "the same", "harmless", "the same images were measured"
-            )
-        )
+        yield Difference("samples", a.path, b.path, "harmless", "they are the same images")
 
 
 def _of_figures(pairs: list[Pair]) -> Iterator[Difference]:
