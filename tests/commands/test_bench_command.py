@@ -49,6 +49,17 @@ def test_repeating_it_trains_nothing_again(out, capsys):
     assert "held-out loss" in capsys.readouterr().out
 
 
+def test_a_point_that_a_kill_swallowed_is_taken_again(out):
+    path = out / "runs" / "dit" / "held_out.jsonl"
+    whole = path.read_text()
+    path.write_text(whole.splitlines(keepends=True)[0])
+    assert bench("--out", out, *TINY) == 0
+    first, last = (json.loads(line) for line in path.read_text().splitlines())
+    assert (first["images"], last["images"]) == (32, 64)
+    expected = json.loads(whole.splitlines()[-1])["loss_by_level"]
+    assert last["loss_by_level"] == pytest.approx(expected, rel=1e-6)
+
+
 def test_other_settings_need_another_folder(out, capsys):
     assert bench("--out", out, *TINY, "--seed", "1") == 2
     assert "was begun with another --seed; repeat that command" in capsys.readouterr().err

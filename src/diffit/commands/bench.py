@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 
 from diffit import __version__
-from diffit.checkpoint import checkpoints
+from diffit.checkpoint import checkpoints, load
 from diffit.commands import evaluate, sample
 from diffit.commands.bench_report import Entry, figures_line, write_reports
 from diffit.config import Settings, nearest
@@ -275,6 +275,9 @@ def _train(
     run, images = args.out / "runs" / name, plan["networks"][name]["images"]
     resume = is_run(run) and bool(checkpoints(run))
     if resume and int(checkpoints(run)[-1].name) >= images:
+        noted = read_held_out(run)
+        if not noted or noted[-1]["images"] < images:  # killed between checkpoint and note
+            note_held_out(run, images, held_out_loss(load(run, device=device), held_out))
         return
 
     def note(snapshot: Snapshot) -> None:

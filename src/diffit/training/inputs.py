@@ -7,7 +7,7 @@ accumulation, nor device, nor an interruption changes it.
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from diffit.codecs import Autoencoder
 from diffit.data.augment import augment, augment_parameters
 from diffit.data.loader import Batch
 from diffit.model import Model
+from diffit.networks import Masked
 
 
 class Inputs(NamedTuple):
@@ -98,7 +99,7 @@ def draw_seen(network: Any, seed: int, numbers: list[int], device: torch.device)
         return None
     share = draws.uniform(seed, numbers, "mask-share")
     noise = draws.normal(seed, numbers, "mask", (network.config.tokens,))
-    return _move(network.choose_seen(share, noise), device)
+    return _move(cast(Masked, network).choose_seen(share, noise), device)
 
 
 def clean_images(batch: Batch, model: Model, *, seed: int) -> Tensor:
