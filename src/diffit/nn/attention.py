@@ -194,11 +194,12 @@ def gather_bias_among(table: Tensor, grid: tuple[int, int], places: Tensor) -> T
         grid: (h, w).
         places: (B, n) int64, row-major numbers of cells.
     """
-    h, w = grid
-    row, column = places // w, places % w
-    down = row[:, :, None] - row[:, None] + h - 1
-    across = column[:, :, None] - column[:, None] + w - 1
-    return F.embedding(down * (2 * w - 1) + across, table).permute(0, 3, 1, 2)
+    whole = gather_bias(table, grid)
+    cells, (batch, n) = whole.shape[-1], places.shape
+    # Pairs of an image are all different: their gradients are scattered, not summed entry by entry.
+    pairs = (places[:, :, None] * cells + places[:, None]).flatten(1)[:, None]
+    found = whole.flatten(1)[None].expand(batch, -1, -1).gather(2, pairs.expand(-1, len(whole), -1))
+    return found.view(batch, len(whole), n, n)
 
 
 def gather_bias(table: Tensor, grid: tuple[int, int]) -> Tensor:
