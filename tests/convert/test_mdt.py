@@ -174,6 +174,8 @@ def test_what_the_reference_cannot_be_is_refused():
     small |= {"mask_ratio": 0.0}
     with pytest.raises(ValueError, match="no setting like dropout"):
         to_reference(build_network(MDTConfig(**small, dropout=0.1)))
+    with pytest.raises(ValueError, match="no setting like time_into"):
+        to_reference(build_network(MDTConfig(**small, time_into="td-rms")))
     with pytest.raises(ValueError, match="square images only"):
         to_reference(build_network(MDTConfig(**small | {"size": (4, 8)})))
 

@@ -106,6 +106,8 @@ def test_what_the_reference_cannot_be_is_refused():
     small = {"width": 16, "depth": 1, "heads": 2, "size": 4, "classes": 2}
     with pytest.raises(ValueError, match="no setting like learned_variance"):
         to_reference(build_network(UViTConfig(**small, learned_variance=True)))
+    with pytest.raises(ValueError, match="no setting like time_into"):
+        to_reference(build_network(UViTConfig(**small, time_into="td-rms")))
     with pytest.raises(ValueError, match="square images only"):
         to_reference(build_network(UViTConfig(**small | {"size": (4, 8)})))
 

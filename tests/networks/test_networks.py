@@ -12,7 +12,9 @@ from diffit.networks.diffit import DiffiTConfig
 from diffit.networks.dimr import DiMRConfig
 from diffit.networks.dit import DiTConfig
 from diffit.networks.latent_diffit import LatentDiffiTConfig
+from diffit.networks.mdt import MDTConfig
 from diffit.networks.shared import SIZES
+from diffit.networks.uvit import UViTConfig
 from diffit.nn.attention import record_attention
 from diffit.nn.time_norm import TIME_NORMS
 
@@ -35,6 +37,8 @@ def small(name, **changes):
     """A small network; ``name`` may end in ``:td-rms`` or another `time_into`."""
     name, _, into = name.partition(":")
     chosen = {"time_into": into} if into else {}
+    if into and name == "uvit":
+        chosen["time_mlp"] = False
     return NETWORKS[name][0](**SMALL[name] | {"classes": 3} | chosen | changes)
 
 
@@ -61,7 +65,7 @@ def inputs(config, batch=3):
     return torch.randn(batch, *config.shape), torch.rand(batch) * 4, torch.tensor([0, 1, 2][:batch])
 
 
-TIME_NORMED = [f"{n}:{kind}" for n in ("diffit", "latent-diffit", "dit") for kind in TIME_NORMS]
+TIME_NORMED = [f"{n}:{kind}" for n in NETWORKS if n != "dimr" for kind in TIME_NORMS]
 """Networks whose norms know the time, though they have another way of their own."""
 each = pytest.mark.parametrize("name", [*NETWORKS, *TIME_NORMED])
 EMBEDDING = [n for n, (config, _) in NETWORKS.items() if "time_embedding" in config.model_fields]
@@ -214,7 +218,8 @@ def test_recorded_attention_leaves_the_output(name):
     with torch.no_grad(), record_attention(network) as maps:
         explicit = network(x, time, label)
     torch.testing.assert_close(explicit, network(x, time, label), atol=1e-5, rtol=1e-4)
-    assert len(maps) == BLOCKS.get(name.partition(":")[0], 2) - NO_ATTENTION.get(name, 0)
+    kind = name.partition(":")[0]
+    assert len(maps) == BLOCKS.get(kind, 2) - NO_ATTENTION.get(kind, 0)
     for weights in maps.values():
         torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]))
 
@@ -308,7 +313,7 @@ def test_every_time_embedding_runs(name, kind):
 
 
 def test_untrained_latent_networks_predict_zero():
-    for name in ("latent-diffit", "dit", "mdt", "latent-diffit:td-rms", "dit:td-ln"):
+    for name in ("latent-diffit", "dit", "mdt", "latent-diffit:td-rms", "dit:td-ln", "mdt:td-rms"):
         config = small(name)
         assert not build_network(config)(*inputs(config)).any()
 
@@ -338,6 +343,8 @@ TIME_PARAMETERS = [
     (DiMRConfig(**XL_2R), 662_400),
     (DiTConfig(time_into="td-rms"), 28 * 8 * 1152 + 4 * 1152),
     (DiTConfig(time_into="td-ln"), 28 * 16 * 1152 + 8 * 1152),
+    (MDTConfig(time_into="td-rms"), 29 * 8 * 1152 + 4 * 1152),  # with the side block
+    (UViTConfig(time_into="td-ln"), 21 * 16 * 1024 + 8 * 1024),
     (DiTConfig(), 28 * (6 * 1152**2 + 6 * 1152) + (256 + 3 * 1152) * 1152 + 4 * 1152),
     (LatentDiffiTConfig(), 28 * (3 * 1152**2 + 3 * 1152) + (256 + 1152) * 1152 + 2 * 1152),
 ]
@@ -374,6 +381,11 @@ def test_a_configuration_survives_its_own_text():
 
 REFUSED = [
     ("uvit", {"depth": 4}, "depth 4 is even; a U-ViT has one block in the middle"),
+    (
+        "uvit",
+        {"time_into": "td-ln", "time_mlp": True},
+        "time_mlp makes a token, but time_into 'td-ln' has none",
+    ),
     ("uvit", {"width": 30}, "width 30 is no multiple of heads 4"),
     ("mdt", {"depth": 4}, "depth 4 without decoder 1 must be an even number of blocks"),
     ("mdt", {"decoder": 3}, "depth 3 without decoder 3 must be"),

@@ -5,7 +5,7 @@ noise from a part of the patches alone.
 """
 
 from collections.abc import Iterable
-from typing import Literal, Self
+from typing import Any, Literal, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -25,14 +25,14 @@ from diffit.networks.shared import (
     check_features,
     check_hidden,
     check_inputs,
-    check_unlabelled,
     close_gates,
+    label_vector,
     pair,
     xavier_uniform,
     zero,
 )
 from diffit.nn.attention import RelativeBias, SelfAttention, gather_bias_among
-from diffit.nn.blocks import AdaptiveBlock, DropoutAt, run
+from diffit.nn.blocks import AdaptiveBlock, DropoutAt, TimeNormBlock, run
 from diffit.nn.dropout import number_dropouts
 from diffit.nn.embed import (
     LabelEmbedding,
@@ -44,6 +44,7 @@ from diffit.nn.embed import (
 )
 from diffit.nn.linear import Linear
 from diffit.nn.norm import AdaptiveNorm
+from diffit.nn.time_norm import TIME_NORMS, TimeNormKind, time_norm, time_rows
 
 
 class MDTConfig(Settings):
@@ -82,6 +83,14 @@ class MDTConfig(Settings):
     """Fixed features of the noise level, before the time embedding's two layers."""
     time_embedding: TimeFeatures = "dit"
     """Features of the noise level: DiT's, EDM's positional ones, or random Fourier features."""
+    time_into: Literal["norm", "td-rms", "td-ln"] = "norm"
+    """Where the noise level enters: `norm` is adaLN-Zero, `td-rms` and `td-ln` are norms that know
+    it, as in DiMR, and leave out the time token."""
+    tau_scale: float = 0.25
+    """What such norms are told is tau_scale * time + tau_shift, best within -4 .. 4."""
+    tau_shift: float = 0.0
+    """See tau_scale: 0.25 and 0 suit the times dimr and log_snr, 1 and 0 log4, 0.002 and -1 the
+    index."""
     dropout: Probability = 0.0
     """Probability of dropout in training."""
     dropout_at: DropoutAt = "hidden"
@@ -99,6 +108,11 @@ class MDTConfig(Settings):
         """(rows, columns) of the token grid."""
         height, width = pair(self.size)
         return height // self.patch, width // self.patch
+
+    @property
+    def tau(self) -> tuple[float, float] | None:
+        """Scale and shift of the time that the norms are told; None where they know no time."""
+        return (self.tau_scale, self.tau_shift) if self.time_into in TIME_NORMS else None
 
     @property
     def tokens(self) -> int:
@@ -141,13 +155,19 @@ class MDTBlock(nn.Module):
         width = config.width
         self.skip = Linear(2 * width, width) if skip else None
         self.position = RelativeBias(config.grid, config.heads)
-        self.block = AdaptiveBlock(
-            SelfAttention(width, heads=config.heads),
-            width,
-            width,
-            hidden=round(width * config.mlp_ratio),
-            dropout=config.dropout,
-            dropout_at=config.dropout_at,
+        attention = SelfAttention(width, heads=config.heads)
+        hidden = round(width * config.mlp_ratio)
+        dropout: dict[str, Any] = {"dropout": config.dropout, "dropout_at": config.dropout_at}
+        self.block = (
+            AdaptiveBlock(attention, width, width, hidden=hidden, **dropout)
+            if config.tau is None
+            else TimeNormBlock(
+                attention,
+                width,
+                kind=cast(TimeNormKind, config.time_into),
+                hidden=hidden,
+                **dropout,
+            )
         )
 
     def forward(
@@ -163,7 +183,7 @@ class MDTBlock(nn.Module):
 
         Args:
             tokens: (B, n, C).
-            condition: (B, C), the sum of time and label embedding.
+            condition: (B, C), the sum of time and label embedding; or (R,) tau.
             skip: (B, n, C), for a block that takes one.
             keys: (B,) dropout keys; None for no dropout.
             places: (B, n) cells of the grid that the tokens stand for; None for the whole grid.
@@ -199,7 +219,11 @@ class MDT(nn.Module):
         self.position = nn.Parameter(sincos_grid(config.grid, width))
         self.position_out = nn.Parameter(sincos_grid(config.grid, width))
         self.mask_token = nn.Parameter(torch.empty(width))
-        self.time = TimeEmbedding(width, features=config.time_features, kind=config.time_embedding)
+        self.time = (
+            TimeEmbedding(width, features=config.time_features, kind=config.time_embedding)
+            if config.tau is None
+            else None
+        )
         self.label = (
             LabelEmbedding(config.classes, width, null=config.null_class)
             if config.classes
@@ -210,8 +234,12 @@ class MDT(nn.Module):
         self.up = nn.ModuleList(MDTBlock(config, skip=True) for _ in range(half))
         self.decoder = nn.ModuleList(MDTBlock(config, skip=True) for _ in range(config.decoder))
         self.side = MDTBlock(config, skip=False)
-        self.norm = AdaptiveNorm(width)
-        self.modulation = Linear(width, 2 * width)
+        self.norm = (
+            AdaptiveNorm(width)
+            if config.tau is None
+            else time_norm(width, cast(TimeNormKind, config.time_into))
+        )
+        self.modulation = Linear(width, 2 * width) if config.tau is None else None
         self.head = Linear(width, outputs * config.patch**2)
         if not config.mask_ratio:  # nothing would ever reach them
             self.mask_token.requires_grad_(False)
@@ -245,16 +273,18 @@ class MDT(nn.Module):
             (B, C, H, W), or (B, 2 C, H, W) with a learned variance.
         """
         check_inputs(self.config.shape, x, image, augment)
-        tokens = self.patch(patchify(x, self.config.patch)) + self.position
-        condition = self._condition(time, label)
+        tokens, condition = self._enter(x, time, label)
         if seen is None:
             mixed = self._encode(tokens, condition, keys) + self.position_out
         else:
             mixed = self._encode_masked(tokens, condition, keys, seen)
         for block in self.decoder:
             mixed = self._run(block, mixed, condition, tokens, keys)
-        shift, scale = self.modulation(F.silu(condition)).chunk(2, dim=-1)
-        mixed = self.head(self.norm(mixed, shift, scale))
+        if self.modulation is None:
+            mixed = self.norm(mixed, condition)
+        else:
+            mixed = self.norm(mixed, *self.modulation(F.silu(condition)).chunk(2, dim=-1))
+        mixed = self.head(mixed)
         return unpatchify(mixed, self.config.grid, self.config.patch)
 
     def choose_seen(self, share: Tensor, noise: Tensor) -> Tensor:
@@ -316,23 +346,25 @@ class MDT(nn.Module):
     def _run(self, block: nn.Module, *inputs: Tensor | None) -> Tensor:
         return run(block, *inputs, checkpointed=self.activation_checkpointing)
 
-    def _condition(self, time: Tensor, label: Tensor | None) -> Tensor:
-        """(B, C): the sum of time and label embedding."""
+    def _enter(self, x: Tensor, time: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Tokens, and what the blocks are told: (B, C), time and label embedding, or (R,) tau."""
+        tokens = self.patch(patchify(x, self.config.patch)) + self.position
+        vector = label_vector(self.label, label, len(time))
+        if self.time is None:
+            tau = time_rows(time, scale=self.config.tau_scale, shift=self.config.tau_shift)
+            return (tokens if vector is None else tokens + vector[:, None]), tau
         token: Tensor = self.time(time)
-        if self.label is None:
-            check_unlabelled(label)
-            return token
-        vector: Tensor = self.label(label, len(time))
-        return token + vector
+        return tokens, (token if vector is None else token + vector)
 
     def _initialise(self) -> None:
         """The weights of an untrained network, whose output is exactly 0, as DiT's."""
         xavier_uniform(self)
-        for layer in (self.time.hidden, self.time.out):
+        for layer in (self.time.hidden, self.time.out) if self.time is not None else ():
             nn.init.normal_(layer.weight, std=0.02)
         if self.label is not None:
             nn.init.normal_(self.label.table.weight, std=0.02)
         nn.init.normal_(self.mask_token, std=0.02)
         close_gates(self)
-        zero(self.modulation)
+        if self.modulation is not None:
+            zero(self.modulation)
         zero(self.head)

@@ -4,7 +4,7 @@ Bao et al., "All are Worth Words", arXiv:2209.12152, Section 3 and Figure 1.
 """
 
 from collections.abc import Iterable
-from typing import Literal, Self
+from typing import Literal, Self, cast
 
 import torch
 from pydantic import model_validator
@@ -21,7 +21,7 @@ from diffit.networks.shared import (
     check_hidden,
     check_inputs,
     check_tokens,
-    check_unlabelled,
+    label_vector,
     pair,
 )
 from diffit.nn.attention import SelfAttention
@@ -29,6 +29,7 @@ from diffit.nn.blocks import MLP, DropoutAt, run
 from diffit.nn.dropout import Dropout, number_dropouts
 from diffit.nn.embed import LabelEmbedding, TimeEmbedding, dit_features, patchify, unpatchify
 from diffit.nn.linear import Linear
+from diffit.nn.time_norm import TIME_NORMS, TimeNormKind, time_norm, time_rows
 
 
 class UViTConfig(Settings):
@@ -60,6 +61,13 @@ class UViTConfig(Settings):
     """Learned biases of queries, keys and values."""
     time_mlp: bool = False
     """Two layers between the noise level's sines and its token, which else are the same."""
+    time_into: Literal["token", "td-rms", "td-ln"] = "token"
+    """Where the noise level enters: as a token, or through norms that know it, as in DiMR."""
+    tau_scale: float = 0.25
+    """What such norms are told is tau_scale * time + tau_shift, best within -4 .. 4."""
+    tau_shift: float = 0.0
+    """See tau_scale: 0.25 and 0 suit the times dimr and log_snr, 1 and 0 log4, 0.002 and -1 the
+    index."""
     skip: bool = True
     """Long skip connections, concatenated and reduced before each block of the second half."""
     conv: bool = True
@@ -86,13 +94,22 @@ class UViTConfig(Settings):
 
     @property
     def extra(self) -> int:
-        """Tokens before those of the patches: the class if there are any, and the noise level."""
-        return 2 if self.classes else 1
+        """Tokens before those of the patches: the class and the noise level, where they are any."""
+        return bool(self.classes) + (self.time_into == "token")
+
+    @property
+    def tau(self) -> tuple[float, float] | None:
+        """Scale and shift of the time that the norms are told; None where they know no time."""
+        return (self.tau_scale, self.tau_shift) if self.time_into in TIME_NORMS else None
 
     @model_validator(mode="after")
     def check(self) -> Self:
         check_tokens(pair(self.size), self.patch, self.width, self.heads)
         check_hidden([self.width], self.mlp_ratio)
+        if self.time_mlp and self.tau is not None:
+            raise ValueError(
+                f"time_mlp makes a token, but time_into {self.time_into!r} has none; leave it out"
+            )
         if self.depth % 2 == 0:
             raise ValueError(f"depth {self.depth} is even; a U-ViT has one block in the middle")
         return self
@@ -112,22 +129,46 @@ class UViTBlock(nn.Module):
         within, after = (dropout, 0.0) if config.dropout_at == "hidden" else (0.0, dropout)
         self.skip = Linear(2 * width, width) if skip else None
         # Norms with PyTorch's eps, 1e-5: unlike DiT's, those of this lineage left it as it was.
-        self.norm1 = nn.LayerNorm(width)
+        self.norm1 = _norm(config)
         self.attention = SelfAttention(
             width, heads=config.heads, qkv_bias=config.qkv_bias, extra=config.extra
         )
         self.dropout1 = Dropout(after)
-        self.norm2 = nn.LayerNorm(width)
+        self.norm2 = _norm(config)
         self.mlp = MLP(width, round(width * config.mlp_ratio), dropout=within, exact=True)
         self.dropout2 = Dropout(after)
 
-    def forward(self, tokens: Tensor, skip: Tensor | None, keys: Tensor | None = None) -> Tensor:
-        """(B, N, C) tokens, as many of a skip or None, and (B,) dropout keys to (B, N, C)."""
+    def forward(
+        self,
+        tokens: Tensor,
+        skip: Tensor | None,
+        keys: Tensor | None = None,
+        tau: Tensor | None = None,
+    ) -> Tensor:
+        """Transform tokens.
+
+        Args:
+            tokens: (B, N, C).
+            skip: (B, N, C), for a block that takes one.
+            keys: (B,) dropout keys; None for no dropout.
+            tau: (B,) or (1,), for norms that know the time.
+
+        Returns:
+            (B, N, C).
+        """
         if self.skip is not None and skip is not None:
             tokens = self.skip(torch.cat([tokens, skip], dim=-1))
-        tokens = tokens + self.dropout1(self.attention(self.norm1(tokens)), keys)
-        mixed: Tensor = tokens + self.dropout2(self.mlp(self.norm2(tokens), None, keys), keys)
+        told = () if tau is None else (tau,)
+        tokens = tokens + self.dropout1(self.attention(self.norm1(tokens, *told)), keys)
+        branch = self.mlp(self.norm2(tokens, *told), None, keys)
+        mixed: Tensor = tokens + self.dropout2(branch, keys)
         return mixed
+
+
+def _norm(config: UViTConfig) -> nn.Module:
+    if config.tau is None:
+        return nn.LayerNorm(config.width)
+    return time_norm(config.width, cast(TimeNormKind, config.time_into))
 
 
 class UViT(nn.Module):
@@ -155,7 +196,7 @@ class UViT(nn.Module):
         self.down = nn.ModuleList(UViTBlock(config, skip=False) for _ in range(half))
         self.middle = UViTBlock(config, skip=False)
         self.up = nn.ModuleList(UViTBlock(config, skip=config.skip) for _ in range(half))
-        self.norm = nn.LayerNorm(width)
+        self.norm = _norm(config)
         self.head = Linear(width, outputs * config.patch**2)
         self.conv = nn.Conv2d(outputs, outputs, 3, padding=1) if config.conv else nn.Identity()
         number_dropouts(self)
@@ -187,14 +228,18 @@ class UViT(nn.Module):
         patches = self.patch(patchify(x, self.config.patch))
         conditions = [row[:, None].to(patches.dtype) for row in self._conditions(time, label)]
         tokens = torch.cat([*conditions, patches], dim=1) + self.position
+        told: tuple[Tensor, ...] = ()
+        if self.config.tau is not None:
+            scale, shift = self.config.tau
+            told = (time_rows(time, scale=scale, shift=shift),)
         skips = []
         for block in self.down:
-            tokens = self._run(block, tokens, None, keys)
+            tokens = self._run(block, tokens, None, keys, *told)
             skips.append(tokens)
-        tokens = self._run(self.middle, tokens, None, keys)
+        tokens = self._run(self.middle, tokens, None, keys, *told)
         for block in self.up:
-            tokens = self._run(block, tokens, skips.pop(), keys)
-        tokens = self.head(self.norm(tokens)[:, self.config.extra :])
+            tokens = self._run(block, tokens, skips.pop(), keys, *told)
+        tokens = self.head(self.norm(tokens, *told)[:, self.config.extra :])
         out: Tensor = self.conv(unpatchify(tokens, self.config.grid, self.config.patch))
         return out
 
@@ -204,18 +249,18 @@ class UViT(nn.Module):
         yield self.middle
         yield from self.up
 
-    def _run(
-        self, block: nn.Module, tokens: Tensor, skip: Tensor | None, keys: Tensor | None
-    ) -> Tensor:
-        return run(block, tokens, skip, keys, checkpointed=self.activation_checkpointing)
+    def _run(self, block: nn.Module, *inputs: Tensor | None) -> Tensor:
+        return run(block, *inputs, checkpointed=self.activation_checkpointing)
 
     def _conditions(self, time: Tensor, label: Tensor | None) -> list[Tensor]:
-        """(B, D) of the class, if there are classes, and of the noise level, in this order."""
-        level = dit_features(time, self.config.width) if self.time is None else self.time(time)
-        if self.label is None:
-            check_unlabelled(label)
-            return [level]
-        return [self.label(label, len(time)), level]
+        """(B, D) of the class and of the noise level, in this order, as far as they are tokens."""
+        vector = label_vector(self.label, label, len(time))
+        tokens = [] if vector is None else [vector]
+        if self.config.tau is None:
+            tokens.append(
+                dit_features(time, self.config.width) if self.time is None else self.time(time)
+            )
+        return tokens
 
     def _initialise(self) -> None:
         """Normal weights of standard deviation 0.02; patches and convolution keep PyTorch's."""

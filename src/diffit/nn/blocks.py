@@ -249,9 +249,17 @@ class TimeNormBlock(nn.Module):
         self.mlp = (GLU if mlp == "swiglu" else MLP)(width, hidden, dropout=within)
         self.dropout2 = Dropout(after)
 
-    def forward(self, tokens: Tensor, tau: Tensor, keys: Tensor | None = None) -> Tensor:
-        """(B, ..., C) tokens, (B,) or (1,) tau and (B,) dropout keys to (B, ..., C)."""
-        tokens = tokens + self.dropout1(self.attention(self.norm1(tokens, tau), tau), keys)
+    def forward(
+        self,
+        tokens: Tensor,
+        tau: Tensor,
+        keys: Tensor | None = None,
+        bias: Tensor | None = None,
+    ) -> Tensor:
+        """(B, ..., C) tokens, (B,) or (1,) tau, keys and bias as in `AdaptiveBlock`, to tokens."""
+        more = () if bias is None else (bias,)
+        branch = self.attention(self.norm1(tokens, tau), tau, *more)
+        tokens = tokens + self.dropout1(branch, keys)
         mixed: Tensor = tokens + self.dropout2(self.mlp(self.norm2(tokens, tau), None, keys), keys)
         return mixed
 
