@@ -34,3 +34,18 @@ def test_train_resume_sample_evaluate_info(name, tmp_path, capsys):
     diffit("info", whole)
     network = read_config(name).model.network
     assert f"network      {network.name}, 8 x 8" in capsys.readouterr().out
+
+
+def test_info_counts_what_each_kind_of_norm_costs(capsys):
+    # The table of DiMR for blocks of width D: 2 D, 8 D, 16 D, 4 D^2 + 4 D, 6 D^2 + 6 D.
+    assert main(["info", "dimr-xl-2r-256", "--norms"]) == 0
+    printed = capsys.readouterr().out
+    for kind, each in {
+        "rms": 2 * 960,
+        "td-rms": 8 * 960,
+        "td-ln": 16 * 960,
+        "adaln": 4 * 960**2 + 4 * 960,
+        "adaln-zero": 6 * 960**2 + 6 * 960,
+    }.items():
+        row = next(line for line in printed.splitlines() if line.split()[:2] == ["norms", kind])
+        assert f"{each:,} a block of width 960, {39 * each:,} in 39 blocks" in row

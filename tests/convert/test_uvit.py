@@ -171,3 +171,27 @@ def test_condition_tokens_keep_their_place_when_the_grid_grows(tmp_path):
     # Patch (0, 0) of the small grid is covered by four of the large one.
     first = table[2:].view(8, 8, 48)[:2, :2].mean((0, 1))
     assert (first - before.tensors["position"][2]).norm() < 0.5 * first.norm()
+
+
+def test_a_checkpoint_folder_gives_its_averaged_weights(tmp_path):
+    _, state, args = read()
+    folder = tmp_path / "500000.ckpt"
+    folder.mkdir()
+    torch.save(state, folder / "nnet_ema.pth")
+    torch.save({name: 2 * tensor for name, tensor in state.items()}, folder / "nnet.pth")
+    for name in ("optimizer", "lr_scheduler", "step"):
+        torch.save({"state": 1}, folder / f"{name}.pth")
+    averaged = from_file(folder, heads=args["num_heads"], certify=False)
+    raw = from_file(folder, heads=args["num_heads"], weights="nnet", certify=False)
+    for name, tensor in averaged.tensors.items():
+        torch.testing.assert_close(raw.tensors[name], 2 * tensor)
+    assert (
+        averaged.config
+        == from_file(folder / "nnet_ema.pth", heads=args["num_heads"], certify=False).config
+    )
+    with pytest.raises(CheckpointError, match="no weights 'ema'; there are: nnet, nnet_ema"):
+        from_file(folder, weights="ema")
+    (folder / "nnet_ema.pth").rename(folder / "one.pth")
+    (folder / "nnet.pth").rename(folder / "two.pth")
+    with pytest.raises(CheckpointError, match="choose with --weights: one, two"):
+        from_file(folder)

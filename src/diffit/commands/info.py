@@ -1,7 +1,7 @@
 """`diffit info WHAT`: what a preset, a configuration file, a run or a checkpoint is."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import torch
 import tyro
@@ -16,8 +16,8 @@ from diffit.hub import find, is_hub_folder, read_folder, verify_folder
 from diffit.hub.card import figures
 from diffit.hub.folder import HubConfig
 from diffit.model import ModelConfig
-from diffit.networks import NetworkConfig, build_network
-from diffit.networks.count import count_macs, count_parameters, count_time_parameters
+from diffit.networks import Network, NetworkConfig, build_network
+from diffit.networks.count import count_macs, count_norms, count_parameters, count_time_parameters
 from diffit.sealed import CONFIG, STATE, DamagedError, read_state, verify
 from diffit.training.console import duration
 from diffit.training.folder import is_run
@@ -31,6 +31,9 @@ class Args(Settings):
     what: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="WHAT")]
     """A preset, a configuration file, the folder of a run, a checkpoint, a hub-style folder or a
     hub id."""
+    norms: bool = False
+    """Also what other norms would cost in the transformer blocks: norms that know the noise level,
+    or read it from a token."""
 
 
 def run(args: Args) -> None:
@@ -47,6 +50,8 @@ def run(args: Args) -> None:
     else:
         config = read_config(args.what)
     facts = {name: text for name, text in (_described(config) | facts).items() if text}
+    if args.norms:
+        facts |= _norms(config.model.network)
     width = max(map(len, facts))
     for name, text in facts.items():
         print(f"{name:{width}}  {text}")
@@ -110,6 +115,25 @@ def _described(config: RunConfig) -> dict[str, str]:
         "averages": ", ".join(train.ema.names) or "none",
         "sampling": _differing(config.sampling, "sampler", "steps"),
     }
+
+
+def _norms(network: NetworkConfig) -> dict[str, str]:
+    """Parameters of each kind of norm, in a transformer block and in all of them."""
+    # The widest blocks: of a network of several resolutions those of its transformer.
+    built = cast(Network, _built(network))
+    widths = [width for block in built.blocks() if (width := _width(block))]
+    top = max(widths)
+    count = widths.count(top)
+    return {
+        f"norms {kind}": f"{each:,} a block of width {top}, {count * each:,} in {count} blocks"
+        for kind, each in count_norms(top).items()
+    }
+
+
+def _width(block: nn.Module) -> int:
+    """Channels of a block's tokens, as its attention reads them; 0 if it has none."""
+    readers = (m for name, m in block.named_modules() if name.endswith("attention.qkv"))
+    return next((int(reader.in_features) for reader in readers), 0)
 
 
 def _images(model: ModelConfig) -> dict[str, str]:

@@ -21,6 +21,11 @@ PICKLES = (".pt", ".pth", ".ckpt", ".bin")
 SETS = ("ema", "model_ema", "ema_model", "model", "state_dict", "net")
 """Sets of weights that a training checkpoint may hold, the best first."""
 
+FILES = ("nnet_ema", "ema", "nnet", "model")
+"""Names of files of weights in a training checkpoint, the best first."""
+BESIDE = ("optimizer", "lr_scheduler", "scheduler", "step", "random_states_0", "scaler")
+"""Names of the files beside them."""
+
 PREFIXES = ("module.", "_orig_mod.")
 """What wrappers of PyTorch put before the names of tensors."""
 
@@ -48,17 +53,18 @@ class Source:
 
 
 def read(path: Path, weights: str | None = None) -> Source:
-    """A `.safetensors`, `.pt`, `.pth`, `.ckpt` or `.bin` file, or a diffusers folder.
+    """A `.safetensors`, `.pt`, `.pth`, `.ckpt` or `.bin` file, or a folder.
 
     Args:
-        path: the file or folder.
+        path: the file; or a folder of diffusers, or of a training checkpoint with a file for each
+            set of weights, as U-ViT and DiMR write it.
         weights: which set of a training checkpoint, such as `ema`; by default the best one.
 
     Raises:
         CheckpointError: it is none of these, damaged, or would run code.
     """
     if path.is_dir():
-        source = _folder(path)
+        source = _folder(path, weights)
     elif not path.exists():
         raise CheckpointError(f"{path} does not exist; name a file of weights or a folder")
     elif path.suffix == ".safetensors":
@@ -181,13 +187,11 @@ def _facts(content: Mapping[Any, Any]) -> dict[str, Any]:
     return numbers
 
 
-def _folder(path: Path) -> Source:
-    """A transformer of diffusers, alone or inside its pipeline."""
+def _folder(path: Path, weights: str | None) -> Source:
+    """A transformer of diffusers, alone or inside its pipeline; or a training checkpoint."""
     inner = path / "transformer" if (path / "transformer" / "config.json").is_file() else path
     if not (inner / "config.json").is_file():
-        raise CheckpointError(
-            f"{path} is no folder of diffusers: it has no config.json and no transformer/"
-        )
+        return _checkpoint(path, weights)
     config = read_json(inner / "config.json")
     tensors: dict[str, Tensor] = {}
     files = _weight_files(inner)
@@ -206,6 +210,29 @@ def _folder(path: Path) -> Source:
     if (path / "vae" / "config.json").is_file():
         facts["codec"] = str((path / "vae").resolve())
     return Source(path, tensors, files, facts=facts)
+
+
+def _checkpoint(path: Path, weights: str | None) -> Source:
+    """A folder with a file for each set of weights, beside others of the optimiser."""
+    kinds = (".safetensors", *PICKLES)
+    files = {f.stem: f for f in sorted(path.iterdir()) if f.suffix in kinds}
+    sets = {name: file for name, file in files.items() if name not in BESIDE}
+    if not sets:
+        raise CheckpointError(
+            f"{path} is no folder of diffusers: it has no config.json and no transformer/; "
+            "nor does it hold a file of weights"
+        )
+    if weights is not None and weights not in sets:
+        raise CheckpointError(f"{path} has no weights {weights!r}; there are: {', '.join(sets)}")
+    best = next((name for name in FILES if name in sets), None)
+    name = weights or (next(iter(sets)) if len(sets) == 1 else best)
+    if name is None:
+        raise CheckpointError(
+            f"{path} holds several files of weights; choose with --weights: {', '.join(sets)}"
+        )
+    source = read(sets[name])
+    source.weights = source.weights or name
+    return source
 
 
 def _weight_files(folder: Path) -> tuple[Path, ...]:

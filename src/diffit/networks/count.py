@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from diffit.networks import NetworkConfig, build_network
 from diffit.nn.embed import TimeEmbedding
-from diffit.nn.time_norm import TimeVector
+from diffit.nn.time_norm import TimeVector, time_norm
 
 READS_TIME = ("qkv_time", "value_time", "bias_time", "up_time", "modulation")
 """Names of the layers that read a time token, or a condition that it is part of."""
@@ -38,3 +38,22 @@ def count_macs(config: NetworkConfig) -> int:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(x, time, label)
     return int(counter.get_total_flops()) // 2
+
+
+def count_norms(width: int) -> dict[str, int]:
+    """Parameters by which a transformer block of ``width`` with two norms knows the noise level.
+
+    By kind: plain RMS norms, which do not; DiMR's time-dependent ones (arXiv:2406.09416); scale and
+    shift read from a time token of the same width, and with gates, adaLN-Zero (arXiv:2212.09748).
+    """
+    with torch.device("meta"):
+        kinds: dict[str, list[nn.Module]] = {
+            "rms": [nn.RMSNorm(width), nn.RMSNorm(width)],
+            "td-rms": [time_norm(width, "td-rms"), time_norm(width, "td-rms")],
+            "td-ln": [time_norm(width, "td-ln"), time_norm(width, "td-ln")],
+            "adaln": [nn.Linear(width, 4 * width)],
+            "adaln-zero": [nn.Linear(width, 6 * width)],
+        }
+    return {
+        kind: sum(count_parameters(layer) for layer in layers) for kind, layers in kinds.items()
+    }
