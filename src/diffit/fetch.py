@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -219,6 +219,41 @@ def open_repository(source: HubId) -> Repository:
         for file in info.siblings or []
     }
     return Repository(source, source.revision, files)
+
+
+def first_of(
+    source: HubId, files: Sequence[str], *, way_out: str, download: bool = True
+) -> Path | None:
+    """The first of these files that a repository has, from the caches, else over the network.
+
+    Args:
+        source: the repository.
+        files: names, the best first.
+        way_out: ends the sentence of a `CheckpointError` where the hub cannot be asked.
+        download: ask the hub for what no cache has; without, None says that none has any.
+    """
+    for file in files:
+        if cached := in_folder_cache(source, file):
+            return cached
+    cache = Repository(source, source.revision, None)
+    for file in files:
+        if cache.has(file):
+            return cache.get(file)
+    if not download:
+        return None
+    repository = open_repository(source)
+    if repository.files is None:
+        raise CheckpointError(
+            f"{source} is not in the cache of this machine, and the hub cannot be asked "
+            f"({repository.silence}); {way_out}"
+        )
+    file = next((file for file in files if repository.has(file)), "")
+    if not file:
+        return None
+    repository.prepare([file])
+    fetched = repository.get(file)
+    repository.verify(file, fetched)
+    return fetched
 
 
 def endpoint() -> str:

@@ -57,3 +57,15 @@ def test_what_is_no_dino_is_refused(folder, tmp_path, monkeypatch):
         (tmp_path / name).write_bytes((folder / name).read_bytes()[:300])
     with pytest.raises(CheckpointError, match="cannot be read as DINOv2"):
         open_features("dinov2", dino=str(tmp_path))
+
+
+def test_a_hub_id_is_found_in_the_folder_cache(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("DIFFIT_CACHE", str(tmp_path))
+    place = tmp_path / "somebody" / "dino"
+    place.mkdir(parents=True)
+    for name in ("config.json", "model.safetensors"):
+        (place / name).write_bytes((folder / name).read_bytes())
+    extractor = open_features("dinov2", dino="somebody/dino")
+    assert extractor.hash == open_features("dinov2", dino=str(folder)).hash
+    with pytest.raises(UsageError, match="no folder and no hub id"):
+        open_features("dinov2", dino=str(tmp_path / "gone"))

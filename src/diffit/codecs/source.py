@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from diffit.errors import CheckpointError
-from diffit.fetch import HubId, Repository, in_folder_cache, open_repository, parse_id
+from diffit.fetch import first_of, parse_id
 
 CONFIG = "config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -90,33 +90,9 @@ def _find(path: str, *names: str) -> Path | None:
     if path and folder.is_dir():
         return next((folder / name for name in names if (folder / name).is_file()), None)
     if source := parse_id(path):
-        return _fetch(source, names)
+        files = [f"{source.file}/{name}" if source.file else name for name in names]
+        return first_of(source, files, way_out=WAY_OUT)
     what = f"{path} is a file" if folder.is_file() else f"there is no autoencoder at {path!r}"
     raise CheckpointError(
         f"{what}; name a folder in diffusers' layout, or a hub id such as stabilityai/sd-vae-ft-ema"
     )
-
-
-def _fetch(source: HubId, names: Sequence[str]) -> Path | None:
-    """The first of these files, from the caches of this machine, else over the network."""
-    files = [f"{source.file}/{name}" if source.file else name for name in names]
-    for file in files:
-        if cached := in_folder_cache(source, file):
-            return cached
-    cache = Repository(source, source.revision, None)
-    for file in files:
-        if cache.has(file):
-            return cache.get(file)
-    repository = open_repository(source)
-    if repository.files is None:
-        raise CheckpointError(
-            f"{source} is not in the cache of this machine, and the hub cannot be asked "
-            f"({repository.silence}); {WAY_OUT}"
-        )
-    file = next((file for file in files if repository.has(file)), "")
-    if not file:
-        return None
-    repository.prepare([file])
-    fetched = repository.get(file)
-    repository.verify(file, fetched)
-    return fetched

@@ -4,15 +4,13 @@ FD-DINOv2 (arXiv:2306.04675) is the Frechet distance over the class token of ViT
 norm, 1024 numbers, of images resized to 224.
 """
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from diffit.errors import CheckpointError, UsageError
-from diffit.fetch import file_sha256
+from diffit.fetch import file_sha256, first_of, parse_id
 
 if TYPE_CHECKING:
     from transformers import Dinov2Model
@@ -20,7 +18,7 @@ if TYPE_CHECKING:
 LARGE = "facebook/dinov2-large"
 STANDARD = (1024, 24)
 """Width and depth of ViT-L/14, the only one whose distance is called FD-DINOv2."""
-WEIGHTS = "model.safetensors"
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
 def load_dino(source: str, *, download: bool) -> tuple["Dinov2Model", str]:
@@ -33,7 +31,7 @@ def load_dino(source: str, *, download: bool) -> tuple["Dinov2Model", str]:
     folder = Path(source).expanduser()
     if not folder.is_dir():
         folder = _from_hub(source, download=download)
-    for name in ("config.json", WEIGHTS):
+    for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder} has no {name}; name a folder with DINOv2's files")
     try:
@@ -72,24 +70,20 @@ def _model_class() -> Any:
 
 
 def _from_hub(source: str, *, download: bool) -> Path:
-    from huggingface_hub import snapshot_download
-
-    offline = not download or bool(os.environ.get("HF_HUB_OFFLINE"))
-    try:
-        return Path(
-            snapshot_download(
-                source, allow_patterns=["config.json", WEIGHTS], local_files_only=offline
-            )
-        )
-    except Exception as error:  # many kinds: no such repository, no network, no permission
-        hint = "" if download else "; add --download to fetch it (1.2 GB)"
-        first = " ".join(str(error).split())[:120]
+    """The folder of a hub id's files, in a cache of this machine."""
+    place = parse_id(source)
+    if place is None:
+        raise UsageError(f"--dino {source} is no folder and no hub id such as {LARGE}")
+    files = [
+        first_of(place, [name], way_out="name a folder of it with --dino", download=download)
+        for name in (CONFIG, WEIGHTS)
+    ]
+    if None in files and not download:
         raise UsageError(
-            f"DINOv2's weights ({source}) are not on this machine{hint}, or name a folder of them "
-            f"with --dino [{first}]"
-        ) from None
-
-
-def on(device: torch.device, network: Any) -> Any:
-    """The network on a device."""
-    return network.to(device)
+            f"DINOv2's weights ({source}) are not on this machine; add --download to fetch them "
+            "(1.2 GB), or name a folder of them with --dino"
+        )
+    folders = {file.parent for file in files if file is not None}
+    if None in files or len(folders) > 1:
+        raise CheckpointError(f"{source} has no {CONFIG} with {WEIGHTS}; name a folder with --dino")
+    return folders.pop()

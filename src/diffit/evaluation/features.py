@@ -223,7 +223,7 @@ def _distance_name(layer: str) -> str:
 
 def _dinov2(source: str, device: torch.device, *, download: bool) -> Extractor:
     network, digest = dino.load_dino(source, download=download)
-    network = dino.on(device, network)
+    network.to(device)  # type: ignore[arg-type]
     name, distance = dino.name_of(network)
     notes = () if name == "dinov2" else (f"{name} is not ViT-L/14, on which FD-DINOv2 is defined",)
     return Extractor(
