@@ -2,7 +2,11 @@
 
 import os
 import pickle
+import subprocess
+import sys
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -165,3 +169,39 @@ def test_statistics_serve_one_protocol_alone():
 def test_figures_of_inception_alone_are_refused_elsewhere(metric, message):
     with pytest.raises(UsageError, match=message):
         evaluate(DIGITS, DIGITS, features=FEATURES, config=EvaluationConfig(metrics=(metric,)))
+
+
+def test_workers_end_with_a_parent_that_was_killed(tmp_path):
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "from diffit.data import open_dataset\n"
+        "from diffit.evaluation import open_features\n"
+        "from diffit.evaluation.extraction import Reader, read_units\n"
+        "import multiprocessing, sys, time\n"
+        "if __name__ == '__main__':\n"
+        "    images, features = open_dataset('builtin:digits'), open_features('digits-cnn')\n"
+        "    reader = Reader(images, [features], [False])\n"
+        "    units = read_units(reader, size=2, processes=2)\n"
+        "    next(units)\n"
+        "    print(*(p.pid for p in multiprocessing.active_children()), flush=True)\n"
+        "    time.sleep(60)\n",
+        encoding="utf-8",
+    )
+    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True) as parent:
+        children = [int(word) for word in parent.stdout.readline().split()]
+        parent.kill()
+    assert len(children) == 2
+    deadline = time.monotonic() + 20
+    while any(_runs(child) for child in children) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(_runs(child) for child in children)
+
+
+def _runs(number: int) -> bool:
+    try:
+        os.kill(number, 0)
+    except ProcessLookupError:
+        return False
+    # A zombie that nobody has waited for has ended all the same.
+    status = Path(f"/proc/{number}/stat")
+    return not (status.exists() and status.read_text().rpartition(")")[2].split()[0] == "Z")

@@ -7,7 +7,6 @@ finished in the cache.
 
 import hashlib
 import multiprocessing
-import os
 import signal
 import threading
 from collections import deque
@@ -20,6 +19,7 @@ import numpy as np
 import torch
 
 from diffit.data import Dataset
+from diffit.data.workers import end_with_parent
 from diffit.errors import UsageError
 from diffit.evaluation.cache import FeatureCache
 from diffit.evaluation.features import Extractor, Features, Recipe, open_features
@@ -149,17 +149,9 @@ def _begin(
 ) -> None:
     global _reader
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     _reader = Reader(images, [open_features(**r._asdict()) for r in recipes], spatial, cache)
-
-
-def _end_with_parent() -> None:
-    # A killed parent cannot say goodbye, and its workers would wait for work for ever.
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def _unit(first: int, stop: int) -> Unit:
