@@ -141,3 +141,13 @@ def test_the_score_needs_ten_samples(weights):
         evaluate(
             images(9, 0), images(9, 1), features=features, config=EvaluationConfig(metrics=("is",))
         )
+
+
+def test_layers_of_one_network_share_its_spatial_distance(weights):
+    layers = [
+        open_features(name, weights_file=weights) for name in ("inception-768", "inception-192")
+    ]
+    config = EvaluationConfig(metrics=("fd", "sfd"), draws=0, batch=4)
+    passport = evaluate(images(4, 0), images(4, 1), features=layers, config=config)
+    names = [figure.name for figure in passport.figures]
+    assert names == ["FD-768", "FD-mixed_6d-spatial", "FD-192"]

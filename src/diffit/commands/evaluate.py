@@ -178,7 +178,7 @@ def find_samples(name: str) -> tuple[str, Path | None]:
 def show(passport: Passport, console: Console) -> None:
     """The figures as a table, and what a reader must know of them."""
     table = Table()
-    table.add_column("figure")
+    table.add_column("figure", no_wrap=True)
     several = len(passport.features) > 1
     if several:
         table.add_column("protocol")

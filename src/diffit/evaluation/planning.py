@@ -99,8 +99,13 @@ def plan_all(
             "--features and one --protocol"
         )
     plans, refusals = [], []
+    spatial: set[tuple[str, str]] = set()
     for place, extractor in enumerate(features):
         possible = [m for m in METRICS if not _obstacle(m, samples, reference, extractor)]
+        network = extractor.hash, extractor.rule
+        if "sfd" in possible and network in spatial:
+            possible.remove("sfd")  # all layers of a network share its spatial features
+        spatial.add(network)
         asked = config.metrics or (METRICS if place == 0 else SECOND)
         refusals.append({m for m in asked if m not in possible})
         chosen = tuple(metric for metric in METRICS if metric in asked and metric in possible)
