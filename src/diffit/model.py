@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 import torch
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 from torch import Tensor, nn
 
 from diffit.codecs import Codec, CodecConfig, PixelsConfig, build_codec
@@ -19,6 +19,8 @@ from diffit.diffusion.formulation import (
 )
 from diffit.errors import CheckpointError
 from diffit.networks import NetworkConfig, build_network
+from diffit.nn.linears import DenseConfig, LinearConfig, use_linears_
+from diffit.nn.ternary import TernaryLinear
 
 
 class ModelConfig(Settings):
@@ -27,8 +29,17 @@ class ModelConfig(Settings):
     network: NetworkConfig
     formulation: FormulationConfig = EDMConfig()
     codec: CodecConfig = PixelsConfig()
+    linear: LinearConfig = DenseConfig()
+    """What the linear layers in the network's blocks are; `linear: ternary` is short for its
+    name."""
     class_names: tuple[str, ...] = ()
     """What the labels mean; filled in from the data when a run starts."""
+
+    @field_validator("linear", mode="before")
+    @classmethod
+    def name_alone(cls, value: Any) -> Any:
+        """The name of a kind of linear layers stands for its default settings."""
+        return {"name": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def check(self) -> Self:
@@ -109,6 +120,7 @@ def build_model(config: ModelConfig, *, seed: int = 0) -> Model:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed % (1 << 64))  # all that PyTorch takes
         network = build_network(config.network)
+        use_linears_(network, config.linear)
     return _model(network, config)
 
 
@@ -116,6 +128,7 @@ def empty_model(config: ModelConfig) -> Model:
     """A model whose weights take no memory yet and hold nothing: `fill` gives it some."""
     with torch.device("meta"):
         network = build_network(config.network)
+        use_linears_(network, config.linear)
     return _model(network, config)
 
 
@@ -159,7 +172,8 @@ def matrices_of(network: nn.Module) -> frozenset[str]:
     """Names of the weights of linear and convolutional layers in the network's blocks.
 
     Autocast computes with these in its own precision whatever they are kept in: kept in that one
-    they take half the memory, and not a bit of a result changes.
+    they take half the memory, and not a bit of a result changes. The masters of ternary layers are
+    none of them: rounded, some would have other codes.
     """
     blocks: Any = network.blocks  # of the contract `Network`
     names = {module: name for name, module in network.named_modules()}
@@ -168,6 +182,7 @@ def matrices_of(network: nn.Module) -> frozenset[str]:
         f"{names[layer]}.{weight}"
         for layer in layers
         if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d)
+        and not isinstance(layer, TernaryLinear)
         for weight, _ in layer.named_parameters(recurse=False)
     )
 

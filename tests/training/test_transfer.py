@@ -11,6 +11,7 @@ from diffit.config import Settings
 from diffit.errors import CheckpointError
 from diffit.model import ModelConfig, build_model
 from diffit.nn.attention import RelativeBias
+from diffit.nn.ternary import TernaryConfig, TernaryLinear, ternarise
 from diffit.training.loop import train
 from diffit.training.transfer import carry_over, describe
 from tiny import tiny_run
@@ -177,3 +178,48 @@ def test_resized_tables_are_the_bicubic_ones():
         old.T.reshape(1, 2, 7, 7), size=(15, 15), mode="bicubic", align_corners=True
     )
     assert torch.allclose(new, image[0].reshape(2, -1).T)
+
+
+def test_dense_weights_become_the_masters_of_ternary_layers(tmp_path):
+    source, path = stored(tmp_path)
+    ternary = config().model_copy(update={"linear": TernaryConfig(initial_scale="official")})
+    model = build_model(ternary, seed=2)
+    report = carry_over(model, path)
+    layers = {n: m for n, m in model.network.named_modules() if isinstance(m, TernaryLinear)}
+    assert len(layers) > 8
+    assert report.changed == dict.fromkeys((f"{n}.scale" for n in layers), "fitted to the weights")
+    assert not report.fresh
+    for name, layer in layers.items():
+        dense = source.network.get_submodule(name)
+        assert torch.equal(layer.weight, dense.weight)
+        assert torch.equal(layer.scale, ternarise(dense.weight).scale)
+
+
+def test_scales_of_another_granularity_are_fitted_again(tmp_path):
+    _, path = stored(tmp_path)
+    coarse = config().model_copy(update={"linear": TernaryConfig()})
+    fine = config().model_copy(update={"linear": TernaryConfig(granularity="row")})
+    model = build_model(coarse)
+    carry_over(model, path)
+    save_model(tmp_path / "y", Exported(model=coarse), {"model": model.network.state_dict()}, {})
+    other = build_model(fine)
+    report = carry_over(other, tmp_path / "y")
+    assert not report.fresh
+    for layer in other.network.modules():
+        if isinstance(layer, TernaryLinear):
+            assert torch.equal(layer.scale, ternarise(layer.weight, granularity="row").scale)
+
+
+def test_ternary_scales_are_taken_over(tmp_path):
+    ternary = config().model_copy(update={"linear": TernaryConfig()})
+    model = build_model(ternary)
+    with torch.no_grad():
+        for layer in model.network.modules():
+            if isinstance(layer, TernaryLinear):
+                layer.scale.fill_(-3)
+    save_model(tmp_path / "x", Exported(model=ternary), {"model": model.network.state_dict()}, {})
+    other = build_model(ternary, seed=2)
+    assert not carry_over(other, tmp_path / "x").changed
+    assert all(
+        layer.scale == -3 for layer in other.network.modules() if isinstance(layer, TernaryLinear)
+    )

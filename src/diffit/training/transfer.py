@@ -14,6 +14,7 @@ from diffit.checkpoint import load
 from diffit.model import Model
 from diffit.nn.attention import RelativeBias
 from diffit.nn.embed import LabelEmbedding
+from diffit.nn.ternary import TernaryLinear
 from diffit.training.folder import write_whole
 
 
@@ -42,7 +43,7 @@ def carry_over(model: Model, path: str | Path) -> Report:
 
     Position biases of another window are interpolated; rows of the class table go to the classes
     of the same name, or without names to those of the same number; the first and last convolution
-    pass from grey to colour and back.
+    pass from grey to colour and back. Dense weights become the masters of ternary layers.
     """
     source = load(path)
     report = Report(f"{source.provenance['checkpoint']} ({source.provenance['weights']})")
@@ -61,8 +62,21 @@ def carry_over(model: Model, path: str | Path) -> Report:
             report.changed[key] = how
         else:
             report.carried.append(key)
+    _fit_scales(model.network, report)
     report.unused = sorted(old.keys() - new.keys())
     return report
+
+
+def _fit_scales(network: nn.Module, report: Report) -> None:
+    """Scales of ternary layers that the checkpoint does not have follow from its weights."""
+    for name, layer in network.named_modules():
+        scale = f"{name}.scale"
+        if isinstance(layer, TernaryLinear) and scale in report.fresh:
+            if f"{name}.weight" in report.fresh:
+                continue
+            layer.fit_scale()
+            del report.fresh[scale]
+            report.changed[scale] = "fitted to the weights"
 
 
 def _fit(
