@@ -11,6 +11,7 @@ from diffit.networks.count import count_macs, count_parameters, count_time_param
 from diffit.networks.diffit import DiffiTConfig
 from diffit.networks.dimr import DiMRConfig
 from diffit.networks.dit import DiTConfig
+from diffit.networks.large_dit import LargeDiTConfig
 from diffit.networks.latent_diffit import LatentDiffiTConfig
 from diffit.networks.mdt import MDTConfig
 from diffit.networks.shared import SIZES
@@ -25,6 +26,7 @@ SMALL = {
     "uvit": {"size": 8, "width": 32, "depth": 3, "heads": 4, "time_mlp": True, "qkv_bias": True},
     "mdt": {"size": 8, "width": 32, "depth": 3, "decoder": 1, "heads": 4},
     "dimr": {"size": 8, "widths": (32, 16), "depths": (3, 4), "heads": 4},
+    "large-dit": {"size": 8, "width": 32, "depth": 2, "heads": 4, "hidden_multiple": 8},
 }
 BLOCKS = {"diffit": 4, "uvit": 3, "mdt": 4, "dimr": 9}
 """How many blocks the small ones have, if not 2."""
@@ -65,7 +67,8 @@ def inputs(config, batch=3):
     return torch.randn(batch, *config.shape), torch.rand(batch) * 4, torch.tensor([0, 1, 2][:batch])
 
 
-TIME_NORMED = [f"{n}:{kind}" for n in NETWORKS if n != "dimr" for kind in TIME_NORMS]
+HAS_TIME_INTO = [n for n, (config, _) in NETWORKS.items() if "time_into" in config.model_fields]
+TIME_NORMED = [f"{n}:{kind}" for n in HAS_TIME_INTO for kind in TIME_NORMS]
 """Networks whose norms know the time, though they have another way of their own."""
 each = pytest.mark.parametrize("name", [*NETWORKS, *TIME_NORMED])
 EMBEDDING = [n for n, (config, _) in NETWORKS.items() if "time_embedding" in config.model_fields]
@@ -313,7 +316,8 @@ def test_every_time_embedding_runs(name, kind):
 
 
 def test_untrained_latent_networks_predict_zero():
-    for name in ("latent-diffit", "dit", "mdt", "latent-diffit:td-rms", "dit:td-ln", "mdt:td-rms"):
+    columns = ("latent-diffit", "dit", "mdt", "large-dit")
+    for name in (*columns, "latent-diffit:td-rms", "dit:td-ln", "mdt:td-rms"):
         config = small(name)
         assert not build_network(config)(*inputs(config)).any()
 
@@ -325,6 +329,10 @@ PARAMETERS = [
     (LatentDiffiTConfig(**LATENT, size=64), 562_382_816),
     (LatentDiffiTConfig(**LATENT, depth=30), 600_906_752),
     (DiTConfig(**LATENT), 675_129_632 - 294_912),  # DiT counts its fixed position table
+    (LargeDiTConfig(**LATENT), 609_836_576),
+    (LargeDiTConfig(**LATENT, depth=32, width=3072), 4_237_824_032),
+    (LargeDiTConfig(**LATENT, depth=32, width=4096), 7_293_819_936),
+    (LargeDiTConfig(**LATENT, modulation_norm=True), 609_984_032),
     (DiffiTConfig(), 15_812_651),
     (DiffiTConfig(blocks=(4, 4, 4)), 28_633_043),
     (DiffiTConfig(**FFHQ, blocks=(1, 2, 2, 2)), 23_144_115),
@@ -372,6 +380,25 @@ def test_512_pixels_cost_524_gmacs():
     assert count_macs(LatentDiffiTConfig(**LATENT, size=64)) / 1e9 == pytest.approx(524.4, abs=0.05)
 
 
+@pytest.mark.parametrize(
+    ("depth", "width", "ternary", "gmacs"),
+    [
+        (16, 1536, 604.0, (119, 516)),
+        (32, 3072, 4227.9, (941, 3918)),
+        (32, 4096, 7281.3, (1676, 6907)),
+    ],
+)
+def test_large_dit_costs_what_the_specification_of_terdit_says(depth, width, ternary, gmacs):
+    config = LargeDiTConfig(**LATENT, depth=depth, width=width)
+    with torch.device("meta"):
+        blocks = build_network(config).blocks()
+    layers = [m for block in blocks for m in block.modules() if isinstance(m, torch.nn.Linear)]
+    assert sum(layer.weight.numel() for layer in layers) / 1e6 == pytest.approx(ternary, abs=0.05)
+    for size, expected in zip((32, 64), gmacs, strict=True):
+        cost = count_macs(config.model_copy(update={"size": size}))
+        assert cost / 1e9 == pytest.approx(expected, abs=1)
+
+
 def test_a_configuration_survives_its_own_text():
     reader = TypeAdapter(NetworkConfig)
     for name in NETWORKS:
@@ -404,6 +431,9 @@ REFUSED = [
     ("dimr", {"heads": 3}, "must start with a multiple of heads 3"),
     ("dimr", {"kernel": 4}, "kernel 4 is even"),
     ("dimr", {"mlp_ratio": 0.01}, "leaves width 16 no hidden unit"),
+    ("large-dit", {"width": 12}, "heads of 3 channels, which turn in pairs; choose fewer heads"),
+    ("large-dit", {"mlp_ratio": 0.01}, "mlp_ratio 0.01 leaves width 32 no hidden unit"),
+    ("large-dit", {"size": 9}, "size 9 x 9 is no multiple of patch 2"),
 ]
 
 

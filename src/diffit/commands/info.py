@@ -132,7 +132,8 @@ def _norms(network: NetworkConfig) -> dict[str, str]:
 
 def _width(block: nn.Module) -> int:
     """Channels of a block's tokens, as its attention reads them; 0 if it has none."""
-    readers = (m for name, m in block.named_modules() if name.endswith("attention.qkv"))
+    layers = ("attention.qkv", "attention.query")
+    readers = (m for name, m in block.named_modules() if name.endswith(layers))
     return next((int(reader.in_features) for reader in readers), 0)
 
 

@@ -10,6 +10,7 @@ from diffit.config import Settings
 from diffit.networks.diffit import DiffiT, DiffiTConfig
 from diffit.networks.dimr import DiMR, DiMRConfig
 from diffit.networks.dit import DiT, DiTConfig
+from diffit.networks.large_dit import LargeDiT, LargeDiTConfig
 from diffit.networks.latent_diffit import LatentDiffiT, LatentDiffiTConfig
 from diffit.networks.mdt import MDT, MDTConfig
 from diffit.networks.uvit import UViT, UViTConfig
@@ -62,10 +63,17 @@ NETWORKS: dict[str, tuple[type[Settings], type[nn.Module]]] = {
     "uvit": (UViTConfig, UViT),
     "mdt": (MDTConfig, MDT),
     "dimr": (DiMRConfig, DiMR),
+    "large-dit": (LargeDiTConfig, LargeDiT),
 }
 
 NetworkConfig = Annotated[
-    DiffiTConfig | LatentDiffiTConfig | DiTConfig | UViTConfig | MDTConfig | DiMRConfig,
+    DiffiTConfig
+    | LatentDiffiTConfig
+    | DiTConfig
+    | UViTConfig
+    | MDTConfig
+    | DiMRConfig
+    | LargeDiTConfig,
     Field(discriminator="name"),
 ]
 

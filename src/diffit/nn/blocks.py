@@ -66,12 +66,13 @@ class MLP(nn.Module):
 
 
 class GLU(nn.Module):
-    """down(act(gate(x)) up(x)), the gated MLP (arXiv:2002.05202, Eq. 6, with biases).
+    """down(act(gate(x)) up(x)), the gated MLP (arXiv:2002.05202, Eq. 6).
 
     Args:
         width: channels C of a token.
         hidden: number of hidden units; `swiglu_hidden` makes it as large as an `MLP`.
         activation: SiLU makes it a SwiGLU; GELU, the exact one, a GEGLU, as DiMR has it.
+        bias: learned biases, which Eq. 6 has not.
         dropout: probability of dropout on the hidden units.
     """
 
@@ -81,14 +82,15 @@ class GLU(nn.Module):
         hidden: int,
         *,
         activation: Literal["silu", "gelu"] = "silu",
+        bias: bool = True,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.activation = F.silu if activation == "silu" else F.gelu
-        self.gate = Linear(width, hidden)
-        self.up = Linear(width, hidden)
+        self.gate = Linear(width, hidden, bias=bias)
+        self.up = Linear(width, hidden, bias=bias)
         self.dropout = Dropout(dropout)
-        self.down = Linear(hidden, width)
+        self.down = Linear(hidden, width, bias=bias)
 
     def forward(
         self, tokens: Tensor, time: Tensor | None = None, keys: Tensor | None = None

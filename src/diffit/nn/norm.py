@@ -4,6 +4,7 @@ import math
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 EPS = 1e-6
@@ -27,6 +28,12 @@ def map_norm(channels: int, *, groups: int) -> nn.GroupNorm:
     return nn.GroupNorm(math.gcd(channels, groups), channels, eps=EPS)
 
 
+def rms_normed(x: Tensor, norm: nn.RMSNorm) -> Tensor:
+    """``norm`` in the dtype of x, which under autocast is not that of its learned scale."""
+    scale: Tensor = norm.weight
+    return F.rms_norm(x, (x.shape[-1],), scale.to(x.dtype), norm.eps)
+
+
 class AdaptiveNorm(nn.Module):
     """Layer norm whose scale and shift are handed in, one of each per sample (adaLN of DiT)."""
 
@@ -35,10 +42,14 @@ class AdaptiveNorm(nn.Module):
         self.norm = nn.LayerNorm(width, eps=eps, elementwise_affine=False)
 
     def forward(self, tokens: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-        """(B, ..., C) tokens, (B, C) shift and scale: norm(tokens) (1 + scale) + shift.
+        """(B, ..., C) tokens, (B, C) shift and scale: norm(tokens) (1 + scale) + shift."""
+        return modulate(self.norm(tokens), shift, scale)
 
-        The result has the dtype of the scale, which under autocast is that of the next layer.
-        """
-        over = (len(tokens), *(1,) * (tokens.ndim - 2), -1)
-        normed = self.norm(tokens).to(scale.dtype)
-        return torch.addcmul(shift.view(over), normed, 1 + scale.view(over))
+
+def modulate(normed: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """(B, ..., C) normed tokens, (B, C) shift and scale, to normed (1 + scale) + shift.
+
+    The result has the dtype of the scale, which under autocast is that of the next layer.
+    """
+    over = (len(normed), *(1,) * (normed.ndim - 2), -1)
+    return torch.addcmul(shift.view(over), normed.to(scale.dtype), 1 + scale.view(over))

@@ -1,4 +1,4 @@
-"""Rotary position embedding on a grid (arXiv:2104.09864; axial, as in arXiv:2403.13298)."""
+"""Rotary position embedding (arXiv:2104.09864), on a grid (axial, arXiv:2403.13298) or a line."""
 
 import torch
 from torch import Tensor, nn
@@ -47,3 +47,29 @@ class Rotary(nn.Module):
         first, second = x.reshape(*x.shape[:-1], 2, 2, -1).unbind(-2)
         turned = [first * cos - second * sin, second * cos + first * sin]
         return torch.stack(turned, dim=-2).flatten(-3)
+
+
+def line_rotation(count: int, width: int, *, base: float = 10000.0) -> Tensor:
+    """(2, N, width / 2): cosines and sines of the angles of tokens numbered 0 to ``count`` - 1.
+
+    Args:
+        count: number of tokens N.
+        width: channels d of a head. Angle k is the token's number times base^(-k / (d / 2)).
+        base: inverse of the lowest frequency, about.
+    """
+    if width % 2:
+        raise ValueError(f"heads of {width} channels cannot turn; 2 must divide them")
+    omega = base ** (-torch.arange(width // 2, dtype=torch.float64) / (width // 2))
+    angle = torch.outer(torch.arange(count, dtype=torch.float64), omega)
+    return torch.stack([angle.cos(), angle.sin()]).float()
+
+
+def turn_pairs(x: Tensor, rotation: Tensor) -> Tensor:
+    """(B, heads, N, d) queries or keys, each two neighbouring channels turned as one pair.
+
+    LLaMA's order (arXiv:2302.13971); `Rotary` pairs channel k with k + d / 4 instead.
+    """
+    cos, sin = rotation.to(x.dtype)
+    first, second = x.reshape(*x.shape[:-1], -1, 2).unbind(-1)
+    turned = [first * cos - second * sin, second * cos + first * sin]
+    return torch.stack(turned, dim=-1).flatten(-2)

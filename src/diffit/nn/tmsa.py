@@ -3,7 +3,6 @@
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffit.nn.attention import (
@@ -17,7 +16,7 @@ from diffit.nn.attention import (
     split_heads,
 )
 from diffit.nn.linear import Linear
-from diffit.nn.norm import EPS
+from diffit.nn.norm import EPS, rms_normed
 from diffit.nn.rotary import Rotary
 
 TimeInto = Literal["qkv", "bias", "mlp", "separate", "norm", "td-rms", "td-ln"]
@@ -114,7 +113,7 @@ class TMSA(nn.Module):
             qkv += self.qkv_time(time)[:, None, None]
         q, k, v = split_heads(qkv.flatten(0, 1), self.heads)
         if self.q_norm is not None and self.k_norm is not None:
-            q, k = _normed(q, self.q_norm), _normed(k, self.k_norm)
+            q, k = rms_normed(q, self.q_norm), rms_normed(k, self.k_norm)
         if self.rotary is not None:
             q, k = self.rotary(q), self.rotary(k)
         record = self._record if self.on_map is not None else None
@@ -144,12 +143,6 @@ class TMSA(nn.Module):
             self.on_map(
                 _whole(weights.view(-1, windows, *weights.shape[1:]), self.grid, self.window)
             )
-
-
-def _normed(x: Tensor, norm: nn.RMSNorm) -> Tensor:
-    """RMS norm in the dtype of x, which under autocast is not that of the learned scale."""
-    scale: Tensor = norm.weight
-    return F.rms_norm(x, (x.shape[-1],), scale.to(x.dtype), norm.eps)
 
 
 def _whole(weights: Tensor, grid: tuple[int, int], window: tuple[int, int]) -> Tensor:

@@ -64,6 +64,7 @@ CONTENDERS: dict[str, Contender] = {
     "uvit": Contender("U-ViT", "999t", 4, 4.0, _column(7)),
     "mdt": Contender("MDTv2", "999t", 4, 4.0, _column(7, decoder=1)),
     "dimr": Contender("DiMR", "t", 8, 2.0, _dimr),
+    "large-dit": Contender("Large-DiT", "999t", 8, 4.0, _column(7, hidden_multiple=4)),
 }
 """Those that `diffit bench networks` knows, by the name of the network."""
 
