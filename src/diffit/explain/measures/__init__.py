@@ -1,0 +1,1 @@
+"""Figures about explanations and predictions, as functions of arrays: they know no model."""
