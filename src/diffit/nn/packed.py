@@ -1,0 +1,193 @@
+"""The packed ternary linear layer: y = x (a W)^T + b, W in {-1, 0, 1}, at 2 bits a weight."""
+
+from collections.abc import Iterator
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from diffit.errors import CheckpointError
+from diffit.nn.linear import linear
+from diffit.nn.tiles import (
+    TILE,
+    base3_shape,
+    base3_to_tiles,
+    check_tiles,
+    pack_tiles,
+    tiles_shape,
+    tiles_to_base3,
+    unpack_tiles,
+)
+
+Storage = Literal["2-bit", "base-3"]
+PANEL_WEIGHTS = 1 << 23
+"""Weights that exist in full precision at a time."""
+
+
+class PackedTernary(nn.Module):
+    """A linear layer whose weights are a {-1, 0, 1}, for inference.
+
+    Buffers: ``codes``, uint8 tiles (see `diffit.nn.tiles`), and ``scale``, the float32 a of the
+    matrix (1,), of each output (out,), or of groups of its inputs (out, groups); it may be
+    negative. ``bias`` (out,) is a parameter or None.
+
+    Args:
+        inputs, outputs: channels.
+        bias: whether there is one.
+        scale_shape: of the scale.
+        storage: what a state dict holds as ``codes``: the tiles, or base 3.
+    """
+
+    codes: Tensor
+    scale: Tensor
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        bias: bool = True,
+        scale_shape: tuple[int, ...] = (1,),
+        storage: Storage = "2-bit",
+        device: Any = None,
+    ) -> None:
+        super().__init__()
+        _check_scale(scale_shape, inputs, outputs)
+        self.in_features, self.out_features = inputs, outputs
+        self.storage: Storage = storage
+        # Weights of 0 until there are others: a byte of four codes of 1.
+        zeros = torch.full(tiles_shape(outputs, inputs), 0b01010101, dtype=torch.uint8)
+        self.register_buffer("codes", zeros.to(device))
+        self.register_buffer("scale", torch.ones(scale_shape, device=device))
+        self.bias = nn.Parameter(torch.zeros(outputs, device=device)) if bias else None
+
+    @classmethod
+    def from_codes(
+        cls, codes: Tensor, scale: Tensor, bias: Tensor | None = None, *, storage: Storage = "2-bit"
+    ) -> Self:
+        """The layer of (out, in) int8 codes in {-1, 0, 1}, a scale, and an (out,) bias or None."""
+        outputs, inputs = codes.shape
+        layer = cls(
+            inputs,
+            outputs,
+            bias=bias is not None,
+            scale_shape=tuple(scale.shape),
+            storage=storage,
+            device="meta",
+        )
+        layer.codes, layer.scale = pack_tiles(codes), scale.detach().float().contiguous()
+        if bias is not None:
+            layer.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
+        return layer
+
+    def unpack(self) -> Tensor:
+        """The codes, (out, in) int8 of -1, 0 and 1."""
+        return unpack_tiles(self.codes, self.out_features, self.in_features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., inputs) to (..., outputs), in the dtype of x."""
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        if x.requires_grad and torch.is_grad_enabled():
+            product: Tensor = _Product.apply(x, self)  # type: ignore[no-untyped-call]
+            return product if bias is None else product + bias
+        return self._product(x, bias)
+
+    def extra_repr(self) -> str:
+        """As of `nn.Linear`, and the shape of the scale."""
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"bias={self.bias is not None}, scale={tuple(self.scale.shape)}"
+        )
+
+    def _product(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        parts = [
+            linear(x, self._weight(rows, x.dtype), None if bias is None else bias[rows])
+            for rows in self._panels()
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+    def _product_transposed(self, y: Tensor) -> Tensor:
+        parts = [y[..., rows] @ self._weight(rows, y.dtype) for rows in self._panels()]
+        return parts[0] if len(parts) == 1 else torch.stack(parts).sum(dim=0)
+
+    def _panels(self) -> Iterator[slice]:
+        """The outputs, in parts of whole tiles."""
+        tiles = max(1, PANEL_WEIGHTS // (TILE * self.in_features))
+        for first in range(0, self.out_features, tiles * TILE):
+            yield slice(first, min(first + tiles * TILE, self.out_features))
+
+    def _weight(self, rows: slice, dtype: torch.dtype) -> Tensor:
+        """The weights of some outputs, from a whole tile on, in full precision."""
+        tiles = self.codes[rows.start // TILE : -(-rows.stop // TILE)]
+        count = rows.stop - rows.start
+        codes = unpack_tiles(tiles, count, self.in_features).to(torch.float32)
+        scale = self.scale.float() if len(self.scale) == 1 else self.scale[rows].float()
+        groups = codes.view(count, scale[0].numel(), -1).mul_(scale.reshape(len(scale), -1, 1))
+        return groups.view(count, -1).to(dtype)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        """Moves; the scale, one number for many weights, keeps its precision."""
+        scale = self.scale
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.scale.dtype != torch.float32 and not scale.is_meta:
+            self.scale = scale.to(self.scale.device)
+        return self
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.storage == "base-3":
+            name, shape = f"{prefix}codes", (self.out_features, self.in_features)
+            if self.codes.is_meta:
+                destination[name] = self.codes.new_empty(base3_shape(*shape))
+            else:
+                destination[name] = tiles_to_base3(self.codes, *shape)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+        """Refuses what is no ternary matrix, in one sentence, before anything is computed."""
+        codes, scale = f"{prefix}codes", f"{prefix}scale"
+        if codes in state_dict and not state_dict[codes].is_meta:
+            state_dict[codes] = self._tiles(state_dict[codes], source=codes)
+        if scale in state_dict and not state_dict[scale].is_meta:
+            state_dict[scale] = self._scale(state_dict[scale], source=scale)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    def _tiles(self, codes: Tensor, *, source: str) -> Tensor:
+        shape = self.out_features, self.in_features
+        if self.storage == "base-3" and codes.ndim == 1:
+            return base3_to_tiles(codes, *shape, source=source)
+        check_tiles(codes, *shape, source=source)
+        return codes
+
+    def _scale(self, scale: Tensor, *, source: str) -> Tensor:
+        if scale.shape != self.scale.shape:
+            raise CheckpointError(
+                f"{source} has shape {tuple(scale.shape)}; its layer wants "
+                f"{tuple(self.scale.shape)}"
+            )
+        if not scale.is_floating_point() or not bool(scale.isfinite().all()):
+            raise CheckpointError(f"{source} has numbers that are not finite; it is damaged")
+        return scale.float()
+
+
+class _Product(torch.autograd.Function):
+    """x (a W)^T, differentiated with respect to x; no weight in full precision is kept for it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: PackedTernary) -> Tensor:
+        ctx.layer = layer
+        return layer._product(x, None)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return ctx.layer._product_transposed(gradients[0]), None
+
+
+def _check_scale(shape: tuple[int, ...], inputs: int, outputs: int) -> None:
+    grouped = len(shape) == 2 and shape[0] == outputs and shape[1] > 0 and inputs % shape[1] == 0
+    if shape not in ((1,), (outputs,)) and not grouped:
+        raise ValueError(
+            f"a scale of shape {shape} does not fit {inputs} inputs and {outputs} outputs; it is "
+            f"(1,), ({outputs},) or ({outputs}, a divisor of {inputs})"
+        )
