@@ -10,8 +10,11 @@ from torch import nn
 
 from conftest import FIXTURES
 from diffit.errors import CheckpointError
+from diffit.model import ModelConfig, build_model, check_shapes, empty_model, fill
+from diffit.networks import DiTConfig
 from diffit.nn import packed
-from diffit.nn.packed import PackedTernary
+from diffit.nn.packed import PackedTernary, TernaryPackedConfig
+from diffit.nn.ternary import TernaryConfig, TernaryLinear, dequantise, ternarise
 from diffit.nn.tiles import rows_to_tiles
 
 SCALES = {"tensor": (1,), "row": (40,), "group": (40, 3)}
@@ -143,3 +146,43 @@ def test_damaged_tensors_are_refused_in_one_sentence(name, spoil, message):
 def test_a_scale_of_another_shape_is_refused(shape):
     with pytest.raises(ValueError, match="does not fit 24 inputs and 40 outputs"):
         PackedTernary(24, 40, scale_shape=shape)
+
+
+@pytest.mark.parametrize("granularity", ["tensor", "row", "group"])
+def test_a_ternary_layer_is_packed_exactly(granularity):
+    config = {"granularity": granularity, "group": 8}
+    ternary = TernaryLinear.of(nn.Linear(24, 40), TernaryConfig(**config, initial_scale="official"))
+    layer = PackedTernary.of(ternary, TernaryPackedConfig(**config))
+    x = torch.randn(3, 24)
+    torch.testing.assert_close(layer(x), ternary(x), atol=1e-6, rtol=1e-6)
+    assert torch.equal(dense(layer), dequantise(*ternary.ternary()))
+
+
+def test_a_dense_layer_becomes_its_ternary_neighbour():
+    source = nn.Linear(24, 40, bias=False)
+    layer = PackedTernary.of(source, TernaryPackedConfig(granularity="row"))
+    found = ternarise(source.weight.detach(), granularity="row")
+    assert torch.equal(layer.unpack(), found.codes)
+    assert torch.equal(layer.scale, found.scale)
+    assert layer.bias is None
+
+
+@pytest.mark.parametrize("storage", ["2-bit", "base-3"])
+def test_a_packed_network_is_built_and_filled_again(storage):
+    network = DiTConfig(size=8, channels=3, classes=3, width=32, depth=2, heads=4)
+    linear = TernaryPackedConfig(granularity="row", storage=storage, skip=("*.modulation",))
+    source = build_model(ModelConfig(network=network, linear=linear))
+    # The zeros that a DiT starts from would hide the rest.
+    nn.init.normal_(source.network.head.weight)
+    state = source.network.state_dict()
+    empty = empty_model(source.config)
+    check_shapes(empty, {name: t.shape for name, t in state.items()}, source="x")
+    fill(empty, state.items())
+    x = torch.randn(2, *source.shape)
+    sigma, label = torch.tensor([0.5, 2.0]), torch.tensor([0, 1])
+    with torch.no_grad():
+        out = source.denoiser(x, sigma, label)
+        assert torch.equal(empty.denoiser(x, sigma, label), out)
+    packed_layers = [m for m in empty.network.modules() if isinstance(m, PackedTernary)]
+    assert packed_layers
+    assert all(layer.codes.dtype == torch.uint8 for layer in packed_layers)

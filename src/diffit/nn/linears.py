@@ -9,6 +9,7 @@ from torch import nn
 
 from diffit.config import Settings, nearest
 from diffit.errors import ConfigError
+from diffit.nn.packed import PackedTernary, TernaryPackedConfig
 from diffit.nn.swap import linears_in, swap_linears_
 from diffit.nn.ternary import TernaryConfig, TernaryLinear
 
@@ -20,11 +21,14 @@ class DenseConfig(Settings):
     """Kind of the linear layers in the network's blocks."""
 
 
-LinearConfig = Annotated[DenseConfig | TernaryConfig, Field(discriminator="name")]
+LinearConfig = Annotated[
+    DenseConfig | TernaryConfig | TernaryPackedConfig, Field(discriminator="name")
+]
 """The settings of any kind."""
 
 LINEARS: dict[str, Callable[[nn.Linear, Any], nn.Module]] = {
     "ternary": TernaryLinear.of,
+    "ternary-packed": PackedTernary.of,
 }
 """Name of each kind but the dense one -> what makes such a layer of a dense one."""
 

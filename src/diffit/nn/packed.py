@@ -4,10 +4,13 @@ from collections.abc import Iterator
 from typing import Any, Literal, Self
 
 import torch
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
+from diffit.config import Settings
 from diffit.errors import CheckpointError
 from diffit.nn.linear import linear
+from diffit.nn.ternary import Granularity, TernaryLinear, scale_shape, ternarise
 from diffit.nn.tiles import (
     TILE,
     base3_shape,
@@ -22,6 +25,22 @@ from diffit.nn.tiles import (
 Storage = Literal["2-bit", "base-3"]
 PANEL_WEIGHTS = 1 << 23
 """Weights that exist in full precision at a time."""
+
+
+class TernaryPackedConfig(Settings):
+    """Ternary linear layers packed for inference, 2 bits a weight."""
+
+    name: Literal["ternary-packed"] = "ternary-packed"
+    """Kind of the linear layers in the network's blocks."""
+    skip: tuple[str, ...] = ()
+    """Layers that stay dense: patterns of their names, such as `column.0.*` or `*.modulation`."""
+    granularity: Granularity = "tensor"
+    """What has a scale of its own: a matrix, an output (row), or a group of an output's weights."""
+    group: PositiveInt = 128
+    """Weights of a group, with granularity group; the inputs of a layer are whole groups."""
+    storage: Storage = "2-bit"
+    """How codes lie in files: as in memory, or base-3, five to a byte: a fifth smaller, and
+    unpacked when loaded."""
 
 
 class PackedTernary(nn.Module):
@@ -80,6 +99,28 @@ class PackedTernary(nn.Module):
             layer.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
         return layer
 
+    @classmethod
+    def of(cls, layer: nn.Linear, config: TernaryPackedConfig) -> Self:
+        """The packed twin of a ternary layer, exactly; of a dense one, its ternary neighbour."""
+        bias = layer.bias is not None
+        if layer.weight.is_meta:
+            shape = scale_shape(layer.weight.shape, config.granularity, config.group)
+            return cls(
+                layer.in_features,
+                layer.out_features,
+                bias=bias,
+                scale_shape=shape,
+                storage=config.storage,
+                device="meta",
+            )
+        if isinstance(layer, TernaryLinear):
+            codes, scale = layer.ternary()
+        else:
+            codes, scale = ternarise(
+                layer.weight.detach(), granularity=config.granularity, group=config.group
+            )
+        return cls.from_codes(codes, scale, layer.bias, storage=config.storage)
+
     def unpack(self) -> Tensor:
         """The codes, (out, in) int8 of -1, 0 and 1."""
         return unpack_tiles(self.codes, self.out_features, self.in_features)
@@ -109,8 +150,10 @@ class PackedTernary(nn.Module):
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
     def _product_transposed(self, y: Tensor) -> Tensor:
-        parts = [y[..., rows] @ self._weight(rows, y.dtype) for rows in self._panels()]
-        return parts[0] if len(parts) == 1 else torch.stack(parts).sum(dim=0)
+        total = y.new_zeros(*y.shape[:-1], self.in_features)
+        for rows in self._panels():
+            total = total + y[..., rows] @ self._weight(rows, y.dtype)
+        return total
 
     def _panels(self) -> Iterator[slice]:
         """The outputs, in parts of whole tiles."""
