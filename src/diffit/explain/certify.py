@@ -46,6 +46,10 @@ class LabelCertificate:
     """Standard deviation of the noise."""
     dimensions: int
     """Values of the image in which the distance is measured."""
+    seed: int | None = None
+    """Of all noise; None where the counts came from elsewhere."""
+    number: int | None = None
+    """Which image it was, for its noise."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,10 @@ class Prediction:
     """Samples; those that were never drawn are counted for the runner-up."""
     alpha: float
     """Largest p-value that is no abstention."""
+    seed: int | None = None
+    """Of all noise; None where the counts came from elsewhere."""
+    number: int | None = None
+    """Which image it was, for its noise."""
 
 
 def radius(p_lower: float, sigma: float) -> float:

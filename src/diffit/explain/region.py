@@ -73,6 +73,10 @@ class MapCertificate:
     """Values of the image in which the distance is measured."""
     explained: str
     """Which class the map explains, and what follows for the certificate."""
+    seed: int | None = None
+    """Of all noise; None where the map came from elsewhere."""
+    number: int | None = None
+    """Which image it was, for its noise."""
 
     @property
     def certified(self) -> bool:

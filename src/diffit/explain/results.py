@@ -16,10 +16,12 @@ def as_json(result: Any) -> dict[str, Any]:
     A length becomes {"01": ..., "pm1": ...}: for pixels in [0, 1] and in [-1, 1]. An infinite
     one, of a condition that nothing can break, becomes the word "infinite".
     """
-    return {
+    stated = {
         field.name: _value(field.name, getattr(result, field.name))
         for field in dataclasses.fields(result)
     }
+    certified = getattr(result, "certified", None)
+    return stated if certified is None else stated | {"certified": certified}
 
 
 def _value(name: str, value: Any) -> Any:
