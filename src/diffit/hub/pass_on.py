@@ -20,7 +20,7 @@ from diffit.hub.folder import (
     verify_folder,
     write_folder,
 )
-from diffit.model import Model
+from diffit.model import Model, scales_of
 from diffit.sampling import SamplingConfig
 from diffit.sealed import appearing
 
@@ -43,14 +43,16 @@ def export(
         model: from `diffit.load`.
         folder: where it will be.
         card: what is said of it; to its provenance is added what the model knows of itself.
-        dtype: precision of the stored weights; by default as they are.
+        dtype: precision of the stored weights but the scales of integer ones; by default as they
+            are.
         name: what the card calls the model in commands.
         shard_bytes: largest file of weights.
     """
     known = ("weights", "images", "blake2b")
     origin = {key: model.provenance[key] for key in known if model.provenance.get(key) is not None}
+    exact = scales_of(model.network)
     tensors = {
-        key: tensor.to(dtype) if tensor.is_floating_point() else tensor
+        key: tensor.to(dtype) if tensor.is_floating_point() and key not in exact else tensor
         for key, tensor in model.network.state_dict().items()
     }
     return write_folder(

@@ -10,6 +10,7 @@ from torch import nn
 from diffit.config import Settings, nearest
 from diffit.errors import ConfigError
 from diffit.nn.packed import PackedTernary, TernaryPackedConfig
+from diffit.nn.quantized import Int4Config, Int4Linear, Int8Config, Int8Linear
 from diffit.nn.swap import linears_in, swap_linears_
 from diffit.nn.ternary import TernaryConfig, TernaryLinear
 
@@ -22,13 +23,16 @@ class DenseConfig(Settings):
 
 
 LinearConfig = Annotated[
-    DenseConfig | TernaryConfig | TernaryPackedConfig, Field(discriminator="name")
+    DenseConfig | TernaryConfig | TernaryPackedConfig | Int8Config | Int4Config,
+    Field(discriminator="name"),
 ]
 """The settings of any kind."""
 
 LINEARS: dict[str, Callable[[nn.Linear, Any], nn.Module]] = {
     "ternary": TernaryLinear.of,
     "ternary-packed": PackedTernary.of,
+    "int8": Int8Linear.of,
+    "int4": Int4Linear.of,
 }
 """Name of each kind but the dense one -> what makes such a layer of a dense one."""
 

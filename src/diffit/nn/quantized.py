@@ -73,18 +73,15 @@ class Int8Linear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(out_features, device=device)) if bias else None
 
     @classmethod
-    def from_linear(
-        cls,
-        layer: nn.Linear,
-        *,
-        activations: Activations = "full",
-        importance: Tensor | None = None,
-    ) -> Self:
-        """The layer with its weights rounded; without memory if it has none (device meta).
+    def of(
+        cls, layer: nn.Linear, config: Int8Config, *, importance: Tensor | None = None
+    ) -> "Int8Linear":
+        """A layer with its weights rounded; without memory if it has none (device meta).
 
         ``importance`` (in,) is the mean square of each input, see `fit_scale`.
         """
-        made = _like(cls, layer, activations=activations)
+        made = cls(*_sizes(layer), activations=config.activations, device=layer.weight.device)
+        _take_bias(made, layer)
         if not layer.weight.is_meta:
             weight = layer.weight.detach()
             made.scale = fit_scale(weight, 127, importance=importance)
@@ -110,10 +107,16 @@ class Int8Linear(nn.Module):
 
     def extra_repr(self) -> str:
         """Sizes, as of `torch.nn.Linear`."""
-        return f"{_sizes(self)}, activations={self.activations}"
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"bias={self.bias is not None}, activations={self.activations}"
+        )
 
-    def _apply(self, *args: Any, **keywords: Any) -> Self:
-        return _keep_scale(self, *args, **keywords)
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        scale = self.scale
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        _keep_precision(self, scale)
+        return self
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
         _check(self, state, prefix)
@@ -158,14 +161,16 @@ class Int4Linear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(out_features, device=device)) if bias else None
 
     @classmethod
-    def from_linear(
-        cls, layer: nn.Linear, *, group: int = 32, importance: Tensor | None = None
-    ) -> Self:
-        """The layer with its weights rounded; without memory if it has none (device meta).
+    def of(
+        cls, layer: nn.Linear, config: Int4Config, *, importance: Tensor | None = None
+    ) -> "Int4Linear":
+        """A layer with its weights rounded; without memory if it has none (device meta).
 
         ``importance`` (in,) is the mean square of each input, see `fit_scale`.
         """
-        made = _like(cls, layer, group=group)
+        group = config.group
+        made = cls(*_sizes(layer), group=group, device=layer.weight.device)
+        _take_bias(made, layer)
         if layer.weight.is_meta:
             return made
         weight = _grouped(layer.weight.detach(), group)
@@ -192,10 +197,16 @@ class Int4Linear(nn.Module):
 
     def extra_repr(self) -> str:
         """Sizes, as of `torch.nn.Linear`."""
-        return f"{_sizes(self)}, group={self.group}"
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"bias={self.bias is not None}, group={self.group}"
+        )
 
-    def _apply(self, *args: Any, **keywords: Any) -> Self:
-        return _keep_scale(self, *args, **keywords)
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        scale = self.scale
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        _keep_precision(self, scale)
+        return self
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
         _check(self, state, prefix)
@@ -221,7 +232,7 @@ class _Product(torch.autograd.Function):
         return torch.cat([F.linear(x, layer.weight_rows(*r, x.dtype)) for r in rows], dim=-1)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         layer = ctx.layer
         total = grad.new_zeros(*grad.shape[:-1], layer.in_features)
@@ -250,29 +261,25 @@ def _multiplies_integers(x: Tensor, weight: Tensor) -> bool:
     return x.device.type == "cuda" and len(x) > 16 and all(n % 8 == 0 for n in weight.shape)
 
 
-def _like(cls: Any, layer: nn.Linear, **settings: Any) -> Any:
-    """An empty layer of the same sizes and bias, where the given one is."""
-    device = layer.weight.device
-    has_bias = layer.bias is not None
-    made = cls(layer.in_features, layer.out_features, bias=has_bias, device=device, **settings)
-    if has_bias:
-        made.bias = nn.Parameter(layer.bias.detach().clone(), requires_grad=False)
-    return made
+def _sizes(layer: nn.Linear) -> tuple[int, int]:
+    return layer.in_features, layer.out_features
+
+
+def _take_bias(made: IntegerLinear, layer: nn.Linear) -> None:
+    bias: Tensor | None = layer.bias
+    made.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=False)
 
 
 def _grouped(weight: Tensor, group: int) -> Tensor:
     """(out, in) as (out, groups, group), filled up with zeros."""
     padded = F.pad(weight.float(), (0, -weight.shape[1] % group))
-    return padded.unflatten(1, (-1, group))
+    return padded.reshape(len(weight), -1, group)
 
 
-def _keep_scale(layer: Any, *args: Any, **keywords: Any) -> Any:
-    """`nn.Module._apply` without its change of precision: a scale is not rounded once more."""
-    before = layer.scale
-    nn.Module._apply(layer, *args, **keywords)
-    if layer.scale.dtype != before.dtype:
-        layer.scale = before.to(layer.scale.device)
-    return layer
+def _keep_precision(layer: IntegerLinear, scale: Tensor) -> None:
+    """A network may get another precision; a scale, one number for many weights, keeps its own."""
+    if layer.scale.dtype != scale.dtype:
+        layer.scale = scale.to(layer.scale.device)
 
 
 def _check(layer: IntegerLinear, state: dict[str, Any], prefix: str) -> None:
@@ -298,10 +305,3 @@ def _check(layer: IntegerLinear, state: dict[str, Any], prefix: str) -> None:
 
 def _name(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
-
-
-def _sizes(layer: IntegerLinear) -> str:
-    return (
-        f"in_features={layer.in_features}, out_features={layer.out_features}, "
-        f"bias={layer.bias is not None}"
-    )

@@ -50,7 +50,7 @@ def fit_scale(
 
 
 def rounded(weight: Tensor, scale: Tensor, top: float) -> Tensor:
-    """(..., n) weights over their (...) scales, rounded; float32. Groups of scale 0 become 0 or 1/2."""
+    """(..., n) weights over their (...) scales, rounded, in float32."""
     scale = scale.float()[..., None]
     return round_half_integers(weight.float() / torch.where(scale > 0, scale, 1.0), top)
 
