@@ -97,7 +97,7 @@ def worst_exchange(
     down = np.sort(limits.lower[chosen])[:k0][::-1]
     up = np.sort(limits.upper[rest])[::-1][:k0]
     if top == "smoothed" and down.min() <= up.max():
-        return Leaving(up, up)  # equal entries pass one another at no cost
+        return Leaving(np.zeros_like(up), up)  # already below: that costs nothing
     return Leaving(down, up)
 
 
