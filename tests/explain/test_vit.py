@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from reference_vit import recorded, reference_vit
 
 from diffit.config import parse
 from diffit.errors import CheckpointError, ConfigError, DataError, UsageError
@@ -18,25 +18,7 @@ from diffit.explain.classifier_folder import (
 )
 from diffit.explain.vit import ViT, ViTConfig, build_vit
 
-FIXTURE = Path(__file__).parent.parent / "fixtures" / "faithful_attribution.safetensors"
 TINY = ViTConfig(size=8, channels=1, patch=2, width=16, depth=2, heads=2, classes=4)
-
-
-@pytest.fixture(scope="module")
-def recorded() -> dict[str, torch.Tensor]:
-    return load_file(FIXTURE)
-
-
-@pytest.fixture(scope="module")
-def reference(recorded: dict[str, torch.Tensor]) -> ViT:
-    config = ViTConfig(size=32, patch=8, width=32, depth=3, heads=4, classes=10, mlp_ratio=2)
-    vit = build_vit(config).double()
-    prefix = "weights/"
-    vit.load_state_dict(
-        {k.removeprefix(prefix): v for k, v in recorded.items() if k.startswith(prefix)}
-    )
-    vit.norm.eps = 1e-5  # the reference's last norm differs from those of its blocks
-    return vit.eval()
 
 
 @pytest.fixture
@@ -44,11 +26,11 @@ def images() -> torch.Tensor:
     return torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
-def test_logits_and_attention_are_those_of_the_reference(recorded, reference):
-    trace = reference.traced(recorded["images"])
-    torch.testing.assert_close(trace.logits, recorded["logits"], rtol=1e-9, atol=1e-12)
+def test_logits_and_attention_are_those_of_the_reference():
+    trace = reference_vit().traced(recorded()["images"])
+    torch.testing.assert_close(trace.logits, recorded()["logits"], rtol=1e-9, atol=1e-12)
     maps = torch.stack(trace.attentions, dim=1)
-    torch.testing.assert_close(maps, recorded["out/attention_all"], rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(maps, recorded()["out/attention_all"], rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("distillation", ["none", "token", "head"])

@@ -129,6 +129,11 @@ class Tape(NamedTuple):
     logits: Tensor
     """(B, K)."""
 
+    @property
+    def attentions(self) -> tuple[Tensor, ...]:
+        """(B, heads, S, S) of each layer."""
+        return tuple(block.attention for block in self.blocks)
+
 
 class Attention(nn.Module):
     """Multi-head self-attention."""
@@ -292,7 +297,7 @@ class ViT(nn.Module):
     def traced(self, images: Tensor) -> Trace:
         """(B, C, H, W) images to logits and the attention of every layer."""
         tape = self.record(images)
-        return Trace(tape.logits, tuple(block.attention for block in tape.blocks))
+        return Trace(tape.logits, tape.attentions)
 
     def pixels(self, images: Tensor) -> Tensor:
         """Images in [-1, 1] as the first layer sees them."""
