@@ -441,3 +441,25 @@ REFUSED = [
 def test_impossible_shapes_are_refused(name, changes, message):
     with pytest.raises(ValidationError, match=message):
         small(name, **changes)
+
+
+@pytest.mark.parametrize("name", ["dit", "mdt", "latent-diffit:norm"])
+def test_a_norm_of_the_modulation_may_follow_it(name):
+    config = small(name, modulation_norm=True)
+    network, (x, time, label) = randomised(config), inputs(config)
+    extra = masked(network)
+    network(x, time, label, **extra).square().sum().backward()
+    norms = {n: p for n, p in network.named_parameters() if "modulation_norm" in n}
+    assert len(norms) >= 2
+    assert all(p.grad.any() for p in norms.values())
+    plain = build_network(small(name))
+    width = config.width
+    assert count_parameters(network) == count_parameters(plain) + len(norms) * 6 * width
+    more = count_time_parameters(network) - count_time_parameters(plain)
+    assert more == len(norms) * 6 * width
+
+
+@pytest.mark.parametrize("name", ["dit:td-rms", "mdt:td-ln", "latent-diffit"])
+def test_a_norm_of_the_modulation_needs_one(name):
+    with pytest.raises(ValidationError, match="modulation_norm needs time_into 'norm'"):
+        small(name, modulation_norm=True)

@@ -73,6 +73,23 @@ def test_a_closed_gate_leaves_the_tokens():
     assert torch.equal(block(x, torch.randn(2, 6)), x)
 
 
+def test_a_normed_modulation_has_unit_size_whatever_the_layer_before():
+    block = AdaptiveBlock(SelfAttention(8, heads=2), 8, 6, hidden=16, modulation_norm=True)
+    torch.nn.init.zeros_(block.modulation.bias)
+    x, time = torch.randn(2, 4, 8), torch.randn(2, 6)
+    made = block.modulation(F.silu(time))
+    shift, scale, gate = (made / made.square().mean(1, keepdim=True).add(1e-5).sqrt())[
+        :, :24
+    ].chunk(3, dim=1)
+    torch.nn.init.zeros_(block.mlp.down.weight)
+    torch.nn.init.zeros_(block.mlp.down.bias)
+    expected = x + gate[:, None] * block.attention(AdaptiveNorm(8)(x, shift, scale), time)
+    torch.testing.assert_close(block(x, time), expected)
+    with torch.no_grad():
+        block.modulation.weight.mul_(100)
+    torch.testing.assert_close(block(x, time), expected, atol=1e-3, rtol=1e-3)
+
+
 @pytest.mark.parametrize("at", ["hidden", "branches"])
 @pytest.mark.parametrize("kind", [TransformerBlock, AdaptiveBlock, TimeNormBlock])
 def test_dropout_acts_where_it_is_told(at, kind):

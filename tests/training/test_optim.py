@@ -48,6 +48,14 @@ def test_inverse_square_root_halves_when_images_quadruple():
     assert rate(16_000) == pytest.approx(0.25)
 
 
+def test_a_step_drops_to_the_floor_at_once():
+    def rate(n):
+        return learning_rate(n, peak=2.0, warmup=100, law="step", start=1000, floor=0.2)
+
+    assert [rate(n) for n in (50, 100, 1000)] == pytest.approx([1, 2, 2])
+    assert [rate(n) for n in (1001, 10**9)] == pytest.approx([0.4, 0.4])
+
+
 def test_weight_decay_of_all_spares_what_a_module_names():
     network = nn.Sequential(nn.Linear(4, 4), TimeVector(4, 1.0))
     with torch.no_grad():

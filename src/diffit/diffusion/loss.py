@@ -47,6 +47,18 @@ class Loss(NamedTuple):
     bound: Tensor | None
 
 
+class Lesson(NamedTuple):
+    """What a teacher says of a batch, and how much it counts.
+
+    Attributes:
+        prediction: (B, C, H, W) in the space of the student's network.
+        share: of the loss that is the distance to it.
+    """
+
+    prediction: Tensor
+    share: float
+
+
 def denoising_loss(
     denoiser: Denoiser,
     clean: Tensor,
@@ -60,6 +72,7 @@ def denoising_loss(
     augment: Tensor | None = None,
     keys: Tensor | None = None,
     seen: Tensor | None = None,
+    lesson: Lesson | None = None,
 ) -> Loss:
     """Loss of each image of a batch; in every row of the table it is the paper's own.
 
@@ -76,17 +89,25 @@ def denoising_loss(
         seen: (B, N) patches that a network with masked training is shown in a second forward
             pass, whose loss is added to the total of the first, as MDT is trained
             (arXiv:2303.14389). Both passes see the same noise.
+        lesson: moves the target by its share towards what a teacher says: but for a constant, the
+            gradient knows no difference to a weighted sum of the two squared errors. The mse is
+            that to the target itself.
     """
     sigma = sigma.to(double(sigma.device))
-    x = clean + over(sigma, clean) * noise
+    x = noisy(clean, noise, sigma)
     pyramid = denoiser.pyramid(x, sigma, label, image, augment=augment, keys=keys)
     formulation = denoiser.formulation
-    loss = _loss_of(pyramid, formulation, clean, noise, sigma, weight, coarse_weights)
+    loss = _loss_of(pyramid, formulation, clean, noise, sigma, weight, lesson, coarse_weights)
     if seen is None:
         return loss
     raw = denoiser.raw(x, sigma, label, image, augment=augment, keys=keys, seen=seen)
-    masked = _loss_of([raw], formulation, clean, noise, sigma, weight)
+    masked = _loss_of([raw], formulation, clean, noise, sigma, weight, lesson)
     return loss._replace(total=loss.total + masked.total)
+
+
+def noisy(clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+    """What a denoiser is shown: (B, C, H, W) images and unit noise, (B,) sigma."""
+    return clean + over(sigma, clean) * noise
 
 
 def _loss_of(
@@ -96,6 +117,7 @@ def _loss_of(
     noise: Tensor,
     sigma: Tensor,
     weight: LossWeight | None,
+    lesson: Lesson | None,
     coarse_weights: Sequence[float] | None = None,
 ) -> Loss:
     """The loss of one forward pass, whose predictions come coarse to fine."""
@@ -103,8 +125,11 @@ def _loss_of(
     channels = clean.shape[1]
     prediction, rest = raw[:, :channels], raw[:, channels:]
     target = network_target(formulation, clean, noise, sigma)
-    mse = _per_image((prediction - target) ** 2)
-    total = mse + _coarse_errors(coarse, target, coarse_weights) if coarse else mse
+    mse = error = _per_image((prediction - target) ** 2)
+    if lesson is not None:
+        target = torch.lerp(target, lesson.prediction, lesson.share)
+        error = _per_image((prediction - target) ** 2)
+    total = error + _coarse_errors(coarse, target, coarse_weights) if coarse else error
     if weight is not None:
         total = weight(sigma).to(mse) * total
     if not formulation.learned_variance:

@@ -8,7 +8,7 @@ from diffit.networks import NetworkConfig, build_network
 from diffit.nn.embed import TimeEmbedding
 from diffit.nn.time_norm import TimeVector, time_norm
 
-READS_TIME = ("qkv_time", "value_time", "bias_time", "up_time", "modulation")
+READS_TIME = ("qkv_time", "value_time", "bias_time", "up_time", "modulation", "modulation_norm")
 """Names of the layers that read a time token, or a condition that it is part of."""
 
 

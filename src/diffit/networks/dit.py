@@ -20,6 +20,7 @@ from diffit.networks.shared import (
     check_features,
     check_hidden,
     check_inputs,
+    check_modulation,
     close_gates,
     label_vector,
     pair,
@@ -77,6 +78,9 @@ class DiTConfig(Settings):
     time_into: Literal["norm", "td-rms", "td-ln"] = "norm"
     """Where the noise level enters: `norm` is adaLN-Zero, `td-rms` and `td-ln` are norms that know
     it, as in DiMR, and leave out the time token."""
+    modulation_norm: bool = False
+    """RMS norm of what a block is shifted, scaled and gated by, with time_into norm: for ternary
+    layers, as in TerDiT."""
     tau_scale: float = 0.25
     """What such norms are told is tau_scale * time + tau_shift, best within -4 .. 4."""
     tau_shift: float = 0.0
@@ -110,6 +114,7 @@ class DiTConfig(Settings):
         check_column(pair(self.size), self.patch, self.width, self.heads)
         check_features(self.time_features, self.time_embedding)
         check_hidden([self.width], self.mlp_ratio)
+        check_modulation(self.time_into, self.modulation_norm)
         return self
 
 
@@ -224,6 +229,7 @@ def _block(config: DiTConfig) -> AdaptiveBlock | TimeNormBlock:
         config.width,
         hidden=hidden,
         mlp_eps=config.mlp_eps,
+        modulation_norm=config.modulation_norm,
         dropout=config.dropout,
         dropout_at=config.dropout_at,
     )

@@ -20,6 +20,7 @@ from diffit.networks.shared import (
     check_features,
     check_hidden,
     check_inputs,
+    check_modulation,
     close_gates,
     label_vector,
     pair,
@@ -83,6 +84,9 @@ class LatentDiffiTConfig(Settings):
     time_into: TimeInto = "qkv"
     """Where the noise level enters a block: `qkv` is TMSA, `td-rms` and `td-ln` are norms that know
     it, as in DiMR, and leave out the time token; the others are ablations."""
+    modulation_norm: bool = False
+    """RMS norm of what a block is shifted, scaled and gated by, with time_into norm: for ternary
+    layers, as in TerDiT."""
     tau_scale: float = 0.25
     """What such norms are told is tau_scale * time + tau_shift, best within -4 .. 4."""
     tau_shift: float = 0.0
@@ -127,6 +131,7 @@ class LatentDiffiTConfig(Settings):
         check_column(pair(self.size), self.patch, self.width, self.heads)
         check_features(self.time_features, self.time_embedding)
         check_hidden([self.width], self.mlp_ratio)
+        check_modulation(self.time_into, self.modulation_norm)
         if self.position == "rotary" and self.width // self.heads % 4:
             raise ValueError(
                 f"heads of {self.width // self.heads} channels cannot turn on a grid; "
@@ -180,6 +185,7 @@ class LatentDiffiT(nn.Module):
                 time_into=config.time_into,
                 position=config.position,
                 qk_norm=config.qk_norm,
+                modulation_norm=config.modulation_norm,
                 mlp=config.mlp,
                 norm=config.norm,
                 affine=config.norm_affine,

@@ -25,6 +25,7 @@ from diffit.networks.shared import (
     check_features,
     check_hidden,
     check_inputs,
+    check_modulation,
     close_gates,
     label_vector,
     pair,
@@ -86,6 +87,9 @@ class MDTConfig(Settings):
     time_into: Literal["norm", "td-rms", "td-ln"] = "norm"
     """Where the noise level enters: `norm` is adaLN-Zero, `td-rms` and `td-ln` are norms that know
     it, as in DiMR, and leave out the time token."""
+    modulation_norm: bool = False
+    """RMS norm of what a block is shifted, scaled and gated by, with time_into norm: for ternary
+    layers, as in TerDiT."""
     tau_scale: float = 0.25
     """What such norms are told is tau_scale * time + tau_shift, best within -4 .. 4."""
     tau_shift: float = 0.0
@@ -129,6 +133,7 @@ class MDTConfig(Settings):
         check_column(pair(self.size), self.patch, self.width, self.heads)
         check_features(self.time_features, self.time_embedding)
         check_hidden([self.width], self.mlp_ratio)
+        check_modulation(self.time_into, self.modulation_norm)
         if self.decoder >= self.depth or (self.depth - self.decoder) % 2:
             raise ValueError(
                 f"depth {self.depth} without decoder {self.decoder} must be an even number of "
@@ -159,7 +164,14 @@ class MDTBlock(nn.Module):
         hidden = round(width * config.mlp_ratio)
         dropout: dict[str, Any] = {"dropout": config.dropout, "dropout_at": config.dropout_at}
         self.block = (
-            AdaptiveBlock(attention, width, width, hidden=hidden, **dropout)
+            AdaptiveBlock(
+                attention,
+                width,
+                width,
+                hidden=hidden,
+                modulation_norm=config.modulation_norm,
+                **dropout,
+            )
             if config.tau is None
             else TimeNormBlock(
                 attention,

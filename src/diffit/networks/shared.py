@@ -68,6 +68,12 @@ def check_features(features: int, kind: TimeFeatures) -> None:
         raise ValueError(f"time_features {features} is odd; time_embedding {kind} needs pairs")
 
 
+def check_modulation(time_into: str, normed: bool) -> None:
+    """ValueError for a norm after a modulation that there is not."""
+    if normed and time_into != "norm":
+        raise ValueError(f"modulation_norm needs time_into 'norm', not {time_into!r}")
+
+
 def check_inputs(
     shape: tuple[int, int, int], x: Tensor, image: Tensor | None, augment: Tensor | None = None
 ) -> None:

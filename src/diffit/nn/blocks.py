@@ -11,7 +11,7 @@ from diffit.nn.attention import SelfAttention, merge, partition
 from diffit.nn.dropout import Dropout
 from diffit.nn.gelu import gelu
 from diffit.nn.linear import Linear
-from diffit.nn.norm import EPS, AdaptiveNorm, TokenNorm, map_norm, token_norm
+from diffit.nn.norm import EPS, AdaptiveNorm, TokenNorm, map_norm, rms_normed, token_norm
 from diffit.nn.time_norm import TIME_NORMS, TimeNormKind, time_norm
 from diffit.nn.tmsa import TMSA, Position, TimeInto
 
@@ -165,6 +165,8 @@ class AdaptiveBlock(nn.Module):
         time_width: channels T of the condition.
         hidden: hidden units of the MLP.
         mlp_eps: added to the variance in the norm before the MLP.
+        modulation_norm: RMS norm of the 6 C shifts, scales and gates together, which keeps them
+            small where the layer that makes them is ternary (TerDiT, arXiv:2405.14854).
         dropout: probability of dropout.
         dropout_at: where it acts.
     """
@@ -177,12 +179,14 @@ class AdaptiveBlock(nn.Module):
         *,
         hidden: int,
         mlp_eps: float = EPS,
+        modulation_norm: bool = False,
         dropout: float = 0.0,
         dropout_at: DropoutAt = "hidden",
     ) -> None:
         super().__init__()
         within, after = (dropout, 0.0) if dropout_at == "hidden" else (0.0, dropout)
         self.modulation = Linear(time_width, 6 * width)
+        self.modulation_norm = nn.RMSNorm(6 * width, eps=1e-5) if modulation_norm else None
         self.norm1 = AdaptiveNorm(width)
         self.attention = attention
         self.dropout1 = Dropout(after)
@@ -208,9 +212,10 @@ class AdaptiveBlock(nn.Module):
         Returns:
             The shape of ``tokens``.
         """
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(F.silu(time)).chunk(
-            6, dim=-1
-        )
+        modulation = self.modulation(F.silu(time))
+        if self.modulation_norm is not None:
+            modulation = rms_normed(modulation, self.modulation_norm)
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, dim=-1)
         more = () if bias is None else (bias,)
         branch = self.attention(self.norm1(tokens, shift1, scale1), time, *more)
         tokens = torch.addcmul(tokens, _over(gate1, tokens), self.dropout1(branch, keys))
@@ -277,6 +282,7 @@ def diffit_block(
     time_into: TimeInto = "qkv",
     position: Position = "bias",
     qk_norm: bool = False,
+    modulation_norm: bool = False,
     mlp: MLPKind = "gelu",
     norm: TokenNorm = "layer",
     affine: bool = False,
@@ -296,7 +302,13 @@ def diffit_block(
     )
     if time_into == "norm":
         return AdaptiveBlock(
-            attention, width, time_width, hidden=hidden, dropout=dropout, dropout_at=dropout_at
+            attention,
+            width,
+            time_width,
+            hidden=hidden,
+            modulation_norm=modulation_norm,
+            dropout=dropout,
+            dropout_at=dropout_at,
         )
     if time_into in TIME_NORMS:
         return TimeNormBlock(

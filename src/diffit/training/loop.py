@@ -20,6 +20,7 @@ from diffit.errors import CheckpointError, DiffitError
 from diffit.model import Model, build_model
 from diffit.networks.count import count_parameters
 from diffit.training.console import ConsoleLine
+from diffit.training.distill import Teacher, open_teacher
 from diffit.training.folder import (
     METRICS,
     full_disk_in_one_line,
@@ -107,17 +108,26 @@ def train(
     dataset = open_training_data(config)
     config = complete(config, dataset)
     device = torch.device(device)
+    teacher = open_teacher(config, device)
+    if teacher:
+        config = _of_one_moment(config, teacher)
     numbers = arithmetic(device, tf32=config.train.tf32, threads=config.train.threads)
     with locked(out), full_disk_in_one_line(out), numbers, Interrupts() as interrupts:
         state, notes = begin(config, out, device, resume=resume)
         write_run(out, config, device)
         with open_journal(config, out, state, quiet=quiet) as journal:
-            for note in notes:
+            for note in [*notes, *([teacher.described] if teacher else [])]:
                 journal.say(note)
-            run = Run(config, out, dataset, state, journal, interrupts, on_snapshot)
+            run = Run(config, out, dataset, state, journal, interrupts, on_snapshot, teacher)
             journal.say(opening(run))
             with open_inputs(run) as inputs:
                 return take_steps(run, inputs)
+
+
+def _of_one_moment(config: RunConfig, teacher: Teacher) -> RunConfig:
+    """The configuration with the very checkpoint of its teacher, whose run may go on."""
+    resolved = {"teacher": teacher.model.provenance["checkpoint"]}
+    return config.model_copy(update={"train": config.train.model_copy(update=resolved)})
 
 
 @dataclass
@@ -131,6 +141,7 @@ class Run:
     journal: Journal
     interrupts: Interrupts
     on_snapshot: OnSnapshot | None
+    teacher: Teacher | None
 
 
 @contextmanager
@@ -169,7 +180,7 @@ def opening(run: Run) -> str:
 def take_steps(run: Run, inputs: Iterator[Inputs]) -> Outcome:
     """Step until the run is over, with lines, checkpoints and pictures where they are due."""
     state, train = run.state, run.config.train
-    objective = build_objective(state, run.config)
+    objective = build_objective(state, run.config, run.teacher)
     power_every = train.ema.power_every or train.checkpoint_every
     reason = why_stop(run)
     last = time.monotonic()

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-Law = Literal["constant", "cosine", "linear", "inverse-sqrt"]
+Law = Literal["constant", "cosine", "linear", "inverse-sqrt", "step"]
 """How the learning rate falls after the warm-up."""
 
 Decayed = Literal["matrices", "all"]
@@ -31,9 +31,10 @@ def learning_rate(
         peak: the rate that the warm-up reaches.
         warmup: images over which the rate rises linearly from 0.
         law: how it falls. `cosine` and `linear` go from ``start`` to ``end``; `inverse-sqrt` is
-            peak / sqrt(images / start) from ``start`` on (arXiv:2312.02696).
+            peak / sqrt(images / start) from ``start`` on (arXiv:2312.02696); `step` drops to
+            ``floor`` after ``start``, as in ternary training (arXiv:2405.14854).
         start: images up to which the rate does not fall.
-        end: images at which it has fallen to ``floor``.
+        end: images at which it has fallen to ``floor``; `step` does without.
         floor: the share of ``peak`` that is left at the end.
     """
     rise = min(1.0, images / warmup) if warmup else 1.0
@@ -43,6 +44,8 @@ def learning_rate(
 def _fall(images: int, law: Law, start: int, end: int, floor: float) -> float:
     if law == "constant" or images <= start:
         return 1.0
+    if law == "step":
+        return floor
     if law == "inverse-sqrt":
         return math.sqrt(max(start, 1) / images)
     done = min(1.0, (images - start) / (end - start)) if end > start else 1.0

@@ -13,8 +13,9 @@ from diffit.diffusion.formulation import build_formulation
 from diffit.diffusion.loss import LOSS_WEIGHTS, LossWeight
 from diffit.errors import ConfigError
 from diffit.generation import check
-from diffit.model import Model, ModelConfig
+from diffit.model import Model, ModelConfig, empty_model
 from diffit.sealed import clear_leftovers
+from diffit.training.distill import Teacher
 from diffit.training.ema import Averages
 from diffit.training.latents import (
     open_training_latents,
@@ -25,6 +26,9 @@ from diffit.training.settings import RunConfig
 from diffit.training.state import State, fresh_state, restore_newest
 from diffit.training.step import Objective
 from diffit.training.transfer import carry_over, describe, write_report
+
+TRAINED = ("dense", "ternary")
+"""Kinds of linear layers whose weights can be trained."""
 
 MAX_TAU = 16.0
 """Beyond it a sigmoid is 0 or 1 to the seventh digit."""
@@ -59,6 +63,7 @@ def complete(config: RunConfig, dataset: Dataset) -> RunConfig:
     config = with_codec(config, dataset)
     model = config.model
     _refuse_other_shape(model, dataset)
+    _refuse_linear(model)
     _refuse_missing_inputs(config)
     _refuse_coarse_weights(config)
     _refuse_flat_times(config)
@@ -95,12 +100,16 @@ def begin(
     return state, notes
 
 
-def build_objective(state: State, config: RunConfig) -> Objective:
+def build_objective(state: State, config: RunConfig, teacher: Teacher | None = None) -> Objective:
     """What the steps of a run minimise."""
     train = config.train
-    weight = loss_weight(state, config)
     return Objective(
-        state.model, weight, train.precision, state.scale, coarse_weights=train.coarse_weights
+        state.model,
+        loss_weight(state, config),
+        train.precision,
+        state.scale,
+        train.coarse_weights,
+        teacher,
     )
 
 
@@ -118,6 +127,16 @@ def loss_weight(state: State, config: RunConfig) -> LossWeight | None:
         return None
     keywords = {} if train.loss_gamma is None else {"gamma": train.loss_gamma}
     return LOSS_WEIGHTS[train.loss_weight](state.model.formulation, **keywords)
+
+
+def _refuse_linear(model: ModelConfig) -> None:
+    """ConfigError for layers that learn nothing, or settings that no layer has."""
+    if model.linear.name not in TRAINED:
+        raise ConfigError(
+            f"model.linear.name {model.linear.name!r} is for models that are trained already; "
+            "train with ternary or dense layers, and make others of them with `diffit quantize`"
+        )
+    empty_model(model)
 
 
 def _refuse_missing_inputs(config: RunConfig) -> None:

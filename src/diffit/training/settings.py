@@ -28,6 +28,11 @@ class TrainConfig(Settings):
     init_from: str = ""
     """Checkpoint whose weights the run starts from; what does not fit is listed."""
 
+    teacher: str = ""
+    """Checkpoint of the same data whose estimates the model learns beside the clean images."""
+    teacher_share: float | None = Field(default=None, gt=0, le=1)
+    """How much of the loss is the distance to the teacher; 0.5 by default."""
+
     optimizer: Literal["adam", "adamw"] = "adamw"
     lr: float = Field(default=2e-4, gt=0)
     """Highest learning rate."""
@@ -36,9 +41,9 @@ class TrainConfig(Settings):
     decay: Law = "constant"
     """How the learning rate falls after the warm-up."""
     decay_from: int = Field(default=0, ge=0)
-    """Images after which it falls; for inverse-sqrt the reference length."""
+    """Images after which it falls, with step at once; for inverse-sqrt the reference length."""
     lr_end: float = Field(default=0.0, ge=0, le=1)
-    """Share of the learning rate that is left at the end."""
+    """Share of the learning rate that is left at the end, or after the step."""
     betas: tuple[float, float] = (0.9, 0.999)
     epsilon: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
@@ -102,6 +107,13 @@ class TrainConfig(Settings):
             raise ValueError(
                 "train.decay inverse-sqrt needs train.decay_from, its reference length"
             )
+        if self.decay == "step" and not (self.decay_from and self.lr_end):
+            raise ValueError(
+                "train.decay step needs train.decay_from, after how many images the rate drops, "
+                "and train.lr_end, to which share of it"
+            )
+        if self.teacher_share and not self.teacher:
+            raise ValueError("train.teacher_share needs train.teacher, a checkpoint to learn from")
         return self
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from diffit.diffusion.loss import LossWeight, denoising_loss
 from diffit.model import Model
+from diffit.training.distill import Teacher
 from diffit.training.inputs import Inputs
 from diffit.training.optim import LossScale
 
@@ -40,6 +41,7 @@ class Objective:
         precision: fp32, or automatic mixed precision.
         scale: of the loss, for fp16.
         coarse_weights: of the loss at coarser resolutions, see `denoising_loss`.
+        teacher: whose estimates are learned too; None for no teacher.
     """
 
     model: Model
@@ -47,12 +49,14 @@ class Objective:
     precision: Precision = "fp32"
     scale: LossScale | None = None
     coarse_weights: Sequence[float] | None = None
+    teacher: Teacher | None = None
 
     def losses(self, inputs: Inputs) -> Tensor:
         """(B,) loss of each image."""
+        denoiser = self.model.denoiser
         with self._autocast():
             return denoising_loss(
-                self.model.denoiser,
+                denoiser,
                 inputs.clean,
                 inputs.noise,
                 inputs.sigma,
@@ -62,6 +66,7 @@ class Objective:
                 augment=inputs.augment,
                 keys=inputs.keys,
                 seen=inputs.seen,
+                lesson=self.teacher.lesson(denoiser, inputs) if self.teacher else None,
             ).total
 
     def gradients(self, inputs: Inputs, *, micro_batch: int | None = None) -> Gradients:
