@@ -84,8 +84,8 @@ def _lock(file: IO[str]) -> bool:
 
 
 @contextlib.contextmanager
-def full_disk_in_one_line(run: Path) -> Iterator[None]:
-    """Turn "no space left" into a sentence that says how to go on."""
+def full_disk_in_one_line(run: Path, again: str = "") -> Iterator[None]:
+    """Turn "no space left" into a sentence that says how to go on: with the command ``again``."""
     try:
         yield
     except (OSError, CheckpointError) as error:
@@ -95,7 +95,7 @@ def full_disk_in_one_line(run: Path) -> Iterator[None]:
             raise
         raise UsageError(
             f"{run} cannot be written: {cause.strerror}; make room and continue with "
-            f"`diffit train --resume {run}`"
+            + (again or f"`diffit train --resume {run}`")
         ) from None
 
 
