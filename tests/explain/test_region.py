@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from diffit.explain.bounds import Moments, samples_needed
+from diffit.explain.certify import certify_votes
 from diffit.explain.overlap import renyi
 from diffit.explain.region import (
     SMOOTHED_CLASS,
@@ -56,7 +57,7 @@ def test_only_the_threshold_form_of_a_known_or_bounded_map_is_a_certificate():
 
 def test_a_certificate_says_how_it_came_about():
     found = certify_estimate(FOUND, 3, 1.0, sigma=0.5, dimensions=64, eta=0.01, bound="hoeffding",
-                             of="reported", explained=SMOOTHED_CLASS)  # fmt: skip
+                             of="reported")  # fmt: skip
     stated = as_json(faithful_region(found, gamma=0.1))
     assert json.loads(json.dumps(stated)) == stated
     stated = stated["map"]
@@ -66,8 +67,32 @@ def test_a_certificate_says_how_it_came_about():
     assert (stated["m"], stated["eta"], stated["bound"]) == (5000, 0.01, "hoeffding")
     assert (stated["k"], stated["leave"], stated["top"]) == (3, 1, [0, 1, 2])
     assert stated["sigma"] == {"01": 0.25, "pm1": 0.5}
-    assert "label certificate" in stated["explained"]
     assert stated["certified"] is True
+
+
+def label(hits, alpha=0.001):
+    return certify_votes(1, hits, 1000, sigma=0.5, alpha=alpha, dimensions=64)
+
+
+def test_a_map_of_the_smoothed_prediction_holds_no_further_than_the_label():
+    bounded = certify_estimate(FOUND, 3, 1.0, sigma=0.5, dimensions=64, eta=0.05)
+    sure = faithful_region(bounded, gamma=10.0, label=label(1000))
+    assert (sure.binds, sure.radius_l2) == ("explanation", bounded.radius_l2)
+    assert sure.error == pytest.approx(0.051)
+    assert sure.map.explained == SMOOTHED_CLASS
+    near = faithful_region(bounded, gamma=10.0, label=label(560))
+    assert (near.binds, near.radius_l2) == ("label", label(560).radius_l2)
+    assert 0 < near.radius_l2 < bounded.radius_l2
+    assert faithful_region(bounded, gamma=10.0, label=label(400)).radius_l2 == 0
+    assert json.dumps(as_json(near))
+
+
+def test_only_a_certificate_has_an_error_probability():
+    point = certify_estimate(FOUND, 3, 1.0, sigma=0.5, dimensions=64, eta=None)
+    assert faithful_region(point, gamma=1.0, label=label(900)).error is None
+    assert not faithful_region(point, gamma=1.0).certified
+    assert faithful_region(exact(), gamma=1.0).error is None
+    assert faithful_region(exact(), gamma=1.0, label=label(900)).error == 0.001
 
 
 def test_a_certificate_says_how_many_maps_a_radius_needs():

@@ -1,5 +1,8 @@
 """Whether classifier, denoiser, noise and images go together; what smoothing takes of a model."""
 
+from dataclasses import replace
+from typing import Literal
+
 from torch import Tensor
 
 from diffit.codecs.pixels import Pixels
@@ -7,10 +10,42 @@ from diffit.diffusion.denoiser import Denoise
 from diffit.diffusion.schedule import levels
 from diffit.errors import UsageError
 from diffit.explain.classifier import Classifier, describe
-from diffit.explain.smoothing import Path
+from diffit.explain.smoothing import Path, Smoothing
 from diffit.explain.units import from_pm1
 from diffit.model import Model
 from diffit.samplers import find_sampler
+
+
+def smoothing_of(
+    model: Model | None,
+    sigma: float,
+    *,
+    steps: int = 1,
+    sampler: str = "heun",
+    oversmooth: float = 1.0,
+    seed: int = 0,
+    unit: int = 64,
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+) -> Smoothing:
+    """Smoothing by a model's denoiser; UsageError if it cannot.
+
+    Args:
+        model: of pixels; None for noise alone.
+        sigma: standard deviation of the noise, for pixels in [-1, 1].
+        steps: above 1, a walk down from sigma in place of one estimate.
+        sampler: of that walk.
+        oversmooth: the denoiser is told this multiple of sigma.
+        seed, unit, precision: as for `Smoothing`.
+    """
+    plain = Smoothing(sigma, seed=seed, unit=unit, precision=precision, oversmooth=oversmooth)
+    if model is None:
+        if steps > 1:
+            raise UsageError(f"{steps} steps need a denoiser; name one, or leave the steps out")
+        return plain
+    told = oversmooth * sigma
+    check_sigma(model, told)
+    path = path_of(model, told, steps, sampler) if steps > 1 else None
+    return replace(plain, denoise=denoise_of(model), path=path)
 
 
 def denoise_of(model: Model) -> Denoise:
@@ -47,7 +82,9 @@ def path_of(model: Model, sigma: float, steps: int, sampler: str = "heun") -> Pa
             f"sampler {sampler!r} wants the variance that a network has learned, and a denoiser "
             "gives none; take 'ancestral'"
         )
-    return Path(levels("karras", steps, model.formulation, high=sigma), sampler)
+    sigmas = levels("karras", steps, model.formulation, high=sigma)
+    sigmas[0] = sigma  # the way there and back through a root has cost it the last digit
+    return Path(sigmas, sampler)
 
 
 def check_sigma(model: Model, sigma: float) -> None:

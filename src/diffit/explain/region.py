@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 
 from diffit.explain.bounds import Bound, Moments, Top, box, samples_needed, worst_exchange
+from diffit.explain.certify import LabelCertificate
 from diffit.explain.overlap import (
     DIRECTIONS,
     ORDERS,
@@ -29,8 +30,8 @@ CLASS_AS_CONSTANT = (
 )
 CLASS_OF_EACH_SAMPLE = "each noisy image is explained for the class it is predicted as"
 SMOOTHED_CLASS = (
-    "the map explains the smoothed prediction; it is the same class for every x' within the radius "
-    "only up to the radius of a label certificate, whose error probability adds to this one's"
+    "the map explains the smoothed prediction, which is the same class for every x' within the "
+    "radius of the label certificate, and is known to be no further; the error probabilities add"
 )
 
 
@@ -89,11 +90,14 @@ class FaithfulRegion:
     """Where explanation and prediction hold together. Lengths as in [-1, 1]."""
 
     radius_l2: float
-    """R: both conditions hold for every image within this distance."""
+    """R: all conditions hold for every image within this distance."""
     radius_linf: float
     """The same for the largest change of a pixel value."""
-    binds: Literal["explanation", "prediction"]
+    binds: Literal["explanation", "prediction", "label"]
     """Which condition ends the region."""
+    error: float | None
+    """Probability that any of the certificates is wrong; None for an exact map or a point
+    estimate."""
     gamma: float
     """Largest divergence between the class probabilities."""
     alpha: float
@@ -102,6 +106,13 @@ class FaithfulRegion:
     """Where the second condition alone would end."""
     map: MapCertificate
     """The first condition."""
+    label: LabelCertificate | None = None
+    """Where the map explains the smoothed prediction: within its radius that is one class."""
+
+    @property
+    def certified(self) -> bool:
+        """Whether the region holds, with confidence 1 - error."""
+        return self.map.certified
 
 
 def certify_map(
@@ -221,17 +232,40 @@ def prediction_divergence(distance: float, sigma: float, *, alpha: float) -> flo
 
 
 def faithful_region(
-    certificate: MapCertificate, *, gamma: float, alpha: float = 2.0
+    certificate: MapCertificate,
+    *,
+    gamma: float,
+    alpha: float = 2.0,
+    label: LabelCertificate | None = None,
 ) -> FaithfulRegion:
-    """The region in which both conditions hold, from the certificate of the map."""
-    prediction = prediction_radius(certificate.sigma, gamma=gamma, alpha=alpha)
-    end = min(certificate.radius_l2, prediction)
+    """The region in which all conditions hold.
+
+    Args:
+        certificate: of the map.
+        gamma, alpha: the class probabilities differ by at most gamma in the Renyi divergence of
+            this order.
+        label: of the class that the map explains, if that is to be the smoothed prediction at
+            every image of the region; an abstention leaves no region.
+    """
+    ends: dict[Literal["explanation", "prediction", "label"], float] = {
+        "explanation": certificate.radius_l2,
+        "prediction": prediction_radius(certificate.sigma, gamma=gamma, alpha=alpha),
+    }
+    errors = [certificate.eta]
+    if label is not None:
+        ends["label"] = label.radius_l2
+        errors.append(label.alpha)
+        certificate = replace(certificate, explained=SMOOTHED_CLASS)
+    known = [error for error in errors if error is not None]
+    binds = min(ends, key=lambda name: ends[name])
     return FaithfulRegion(
-        radius_l2=end,
-        radius_linf=end / math.sqrt(certificate.dimensions),
-        binds="explanation" if certificate.radius_l2 <= prediction else "prediction",
+        radius_l2=ends[binds],
+        radius_linf=ends[binds] / math.sqrt(certificate.dimensions),
+        binds=binds,
+        error=sum(known) if known and certificate.certified else None,
         gamma=gamma,
         alpha=alpha,
-        prediction_radius_l2=prediction,
+        prediction_radius_l2=ends["prediction"],
         map=certificate,
+        label=label,
     )

@@ -197,6 +197,7 @@ def region(
     eta: float | None = 0.05,
     of: Top = "smoothed",
     bound: Bound = "bernstein",
+    label: LabelCertificate | None = None,
     number: int = 0,
 ) -> FaithfulRegion:
     """The faithful region of an image from its smoothed map.
@@ -207,8 +208,14 @@ def region(
         k, beta: the explanation keeps a share beta of its k largest entries.
         gamma, order: the class probabilities differ by at most gamma in this Renyi divergence.
         eta, of, bound: confidence of the explanation's radius: see `certify_estimate`.
+        label: of `certify`, if the class explained is to be the smoothed prediction in all of the
+            region.
         number: which image it is, for the record.
     """
+    if label is not None and label.selected != found.label:
+        raise ValueError(
+            f"the map explains class {found.label}, the certificate is of class {label.selected}"
+        )
     certificate = certify_estimate(
         found.moments,
         k,
@@ -221,7 +228,7 @@ def region(
         explained=CLASS_OF_EACH_SAMPLE if found.label is None else CLASS_AS_CONSTANT,
     )
     certificate = replace(certificate, seed=smoothed.smoothing.seed, number=number)
-    return faithful_region(certificate, gamma=gamma, alpha=order)
+    return faithful_region(certificate, gamma=gamma, alpha=order, label=label)
 
 
 def _units(
