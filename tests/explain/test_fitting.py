@@ -59,7 +59,7 @@ def test_noise_that_the_denoiser_does_not_know_is_refused_in_both_units(sigma):
 def test_the_levels_of_a_discrete_schedule_are_its_ends():
     ddpm = model(formulation={"name": "ddpm", "learned_variance": False})
     check_sigma(ddpm, 0.5)
-    with pytest.raises(UsageError, match="from noise 0[.]0100005 to"):
+    with pytest.raises(UsageError, match=r"from noise 0\.0100005 to"):
         check_sigma(ddpm, 0.005)
 
 
