@@ -73,7 +73,8 @@ def need_attention(classifier: Classifier) -> Attentive:
         raise UsageError(
             f"{describe(classifier)} shows no attention, so that only predictions and maps from "
             "gradients (gradient-input, integrated-gradients, smoothgrad) are possible; use a ViT "
-            "of `diffit explain train-classifier`, or a ViT, DeiT or DINOv2 of transformers"
+            "of `diffit explain train-classifier`, or a ViT, DeiT or DINOv2 of transformers, "
+            'loaded with attn_implementation="eager" if you loaded it yourself'
         )
     return classifier
 
