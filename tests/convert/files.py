@@ -13,7 +13,7 @@ from conftest import FIXTURES
 from diffit.convert import to_reference
 from diffit.networks import DiTConfig, LatentDiffiTConfig, build_network
 
-RECORDED = {"diffit": "diffit_latent_tiny", "dit": "dit_tiny"}
+RECORDED = {"diffit": "diffit_latent_tiny", "dit": "dit_tiny", "terdit": "terdit_tiny"}
 V2 = {"position": "rotary", "qk_norm": True, "mlp": "swiglu", "norm": "rms"}
 SHAPE = {"size": 8, "width": 48, "depth": 2, "heads": 4, "classes": 5, "learned_variance": True}
 

@@ -15,6 +15,7 @@ from diffit.convert import plain
 from diffit.convert.family import Shapes
 from diffit.errors import CheckpointError, ConfigError
 from diffit.networks.dit import DiTConfig
+from diffit.networks.large_dit import LargeDiTConfig
 from diffit.networks.latent_diffit import LatentDiffiTConfig
 from diffit.networks.mdt import MDTConfig
 from diffit.networks.shared import SIZES
@@ -213,7 +214,9 @@ def shapes(config: LatentDiffiTConfig | DiTConfig | MDTConfig) -> dict[str, tupl
     }
 
 
-def sampling(config: LatentDiffiTConfig | DiTConfig | MDTConfig, **guidance: Any) -> SamplingConfig:
+def sampling(
+    config: LatentDiffiTConfig | DiTConfig | MDTConfig | LargeDiTConfig, **guidance: Any
+) -> SamplingConfig:
     """The 250 ancestral steps of the releases, with their guidance where there is a null class."""
     sampler = "ancestral-learned" if config.learned_variance else "ancestral"
     chosen = guidance if config.classes and config.null_class else {}

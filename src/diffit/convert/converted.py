@@ -13,7 +13,7 @@ from diffit.codecs.autoencoder import resolve
 from diffit.convert import diffusers_dit
 from diffit.convert.certificate import Certificate, compare, parameters_of
 from diffit.convert.families import detect, find
-from diffit.convert.family import copies_of
+from diffit.convert.family import copies_of, linear_of
 from diffit.convert.licences import Licence
 from diffit.convert.reference import map_tensors, network_of
 from diffit.convert.resize import Positions, resize
@@ -106,7 +106,8 @@ def from_file(
     config = module.config(args)
     tell(f"checking {len(state)} tensors of family {name}")
     tensors = map_tensors(name, state, config)
-    network = network_of(config, tensors)
+    linear = linear_of(module, state)
+    network = network_of(config, tensors, linear)
     published = module.published(config)
     comparison = None
     if certify:
@@ -140,6 +141,7 @@ def from_file(
             network=config,
             formulation=published.formulation,
             codec=chosen,
+            linear=linear,
             class_names=_class_names(facts, config),
         ),
         module.published(config).sampling,
@@ -156,16 +158,23 @@ def _facts(source: Source, heads: int | None, source_size: int | None) -> dict[s
     if source_size is not None:
         facts["image_size"] = source_size
     if "image_size" in facts:
-        weight = next((t for n, t in source.tensors.items() if n.endswith("embedder.proj.weight")
-                       or n == "pos_embed.proj.weight"), None)  # fmt: skip
-        latents = weight is not None and weight.ndim == 4 and weight.shape[1] == 4
-        side = facts["image_size"] / (8 if latents else 1)
+        side = facts["image_size"] / (8 if _draws_latents(source.tensors) else 1)
         if side != int(side):
             raise CheckpointError(
                 f"images of side {facts['image_size']} have no whole latent; 8 must divide it"
             )
         facts["input_size"] = int(side)
     return facts
+
+
+def _draws_latents(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether the weights are for the four channels of Stable Diffusion's autoencoder."""
+    for name, weight in tensors.items():
+        if name.endswith("embedder.proj.weight") or name == "pos_embed.proj.weight":
+            return weight.ndim == 4 and weight.shape[1] == 4
+        if name == "x_embedder.weight":  # Large-DiT: patches of 2 x 2 in a row
+            return weight.ndim == 2 and weight.shape[1] == 16
+    return False
 
 
 def _arguments(

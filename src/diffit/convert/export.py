@@ -14,7 +14,7 @@ from diffit.codecs import AutoencoderConfig
 from diffit.convert.certificate import Certificate, compare, parameters_of
 from diffit.convert.diffusers_dit import CLASSES
 from diffit.convert.families import find
-from diffit.convert.family import copies_of
+from diffit.convert.family import check_layers, copies_of
 from diffit.convert.reference import network_of, to_reference
 from diffit.convert.weights import DIFFUSERS, sha256
 from diffit.diffusion.formulation import DDPMConfig, build_formulation
@@ -51,10 +51,10 @@ def export(
     network: Any = model.network
     note, todo = "", []
     if layout == "diffusers":
-        if approximate:
-            network, note = _as_diffusers(network, model)
         scheduler = _scheduler(model.config)
     try:
+        if layout == "diffusers" and approximate:
+            network, note = _as_diffusers(network, model)
         family, tensors, args = to_reference(
             network, "diffusers-dit" if layout == "diffusers" else None
         )
@@ -103,6 +103,7 @@ def _as_diffusers(network: Any, model: Model) -> tuple[Network, str]:
     """The same weights, computed as diffusers does, and how much that changes."""
     if network.config.name != "dit":
         return network, ""
+    check_layers("diffusers", find("diffusers-dit"), network)
     config = network.config.model_copy(update={"time_embedding": "diffusers", "mlp_eps": 1e-5})
     other = network_of(config, network.state_dict())
     formulation = build_formulation(model.config.formulation)

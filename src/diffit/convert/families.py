@@ -6,7 +6,17 @@ A new family is a module with the members of `diffit.convert.family.Family`, and
 from collections.abc import Collection
 
 from diffit.config import nearest
-from diffit.convert import diffit, diffit_v2, diffusers_dit, dimr, dit, mdt, uvit
+from diffit.convert import (
+    diffit,
+    diffit_v2,
+    diffusers_dit,
+    dimr,
+    dit,
+    large_dit,
+    mdt,
+    terdit,
+    uvit,
+)
 from diffit.convert.family import Family
 from diffit.errors import CheckpointError
 
@@ -18,6 +28,8 @@ FAMILIES: dict[str, Family] = {
     "uvit": uvit,
     "mdt": mdt,
     "dimr": dimr,
+    "terdit": terdit,
+    "large-dit": large_dit,
 }
 """Codes whose files are read, the first to be tried before the next."""
 

@@ -3,12 +3,14 @@
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffit.codecs import CodecConfig
 from diffit.convert.licences import Licence
 from diffit.diffusion.formulation import FormulationConfig
-from diffit.networks import NetworkConfig
+from diffit.networks import Network, NetworkConfig
+from diffit.nn.linear import Linear
+from diffit.nn.linears import DenseConfig, LinearConfig
 from diffit.sampling import SamplingConfig
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -30,7 +32,9 @@ class Family(Protocol):
     """A published code whose files become models of this library.
 
     A new family is a module with these members, and a line in `diffit.convert.families`. Where the
-    source stores the same tensor twice, it also has `copies(config)`, copy to original.
+    source stores the same tensor twice, it also has `copies(config)`, copy to original. Where its
+    linear layers are not dense, it has `linear(state)`, the kind of them in a file, and
+    `check_layers(layers)`, a ValueError for layers of a network's blocks that it does not have.
     """
 
     NETWORK: str
@@ -96,3 +100,21 @@ def copies_of(family: Family, config: Any) -> dict[str, str]:
     """Tensors of the source that repeat another one, copy to original."""
     copies: dict[str, str] = family.copies(config) if hasattr(family, "copies") else {}
     return copies
+
+
+def linear_of(family: Family, state: Mapping[str, Tensor]) -> LinearConfig:
+    """What the linear layers in the blocks are that these tensors of the source belong to."""
+    found: LinearConfig = family.linear(state) if hasattr(family, "linear") else DenseConfig()
+    return found
+
+
+def check_layers(name: str, family: Family, network: Network) -> None:
+    """ValueError unless the source has linear layers like those in the network's blocks."""
+    inside = [m for block in network.blocks() for m in block.modules() if hasattr(m, "in_features")]
+    if hasattr(family, "check_layers"):
+        family.check_layers(inside)
+    elif other := [m for m in inside if type(m) not in (nn.Linear, Linear)]:
+        raise ValueError(
+            f"the code of {name} has dense linear layers alone, and this network has "
+            f"{type(other[0]).__name__}"
+        )

@@ -36,6 +36,11 @@ DIMR = Licence(
     note="for research alone, says their page, which names no licence; the code is under "
     "apache-2.0",
 )
+TERDIT = Licence(
+    name="mit",
+    url="https://github.com/Lucky-Lance/TerDiT/blob/main/LICENSE",
+    note="under the licence of their code, whose page says nothing of the weights themselves",
+)
 UNKNOWN = Licence(
     name="unknown",
     note="nobody said what these weights may be used for; ask those who trained them",

@@ -90,9 +90,13 @@ def images(tokens: Tensor, patch: int) -> Tensor:
 
 
 def time_features(time: Tensor, features: int = 256, *, shift: int = 0) -> Tensor:
-    """[cos, sin] of t 10000^(-k / (half - shift)), in float32 as the sources compute them."""
+    """[cos, sin] of t 10000^(-k / (half - shift)), in float32 as the sources compute them.
+
+    The exponential alone is exact: on some machines theirs is the next number.
+    """
     k = torch.arange(features // 2, dtype=torch.float32)
-    angle = time.float()[:, None] * torch.exp(-math.log(10000) * k / (features // 2 - shift))
+    exponent = -math.log(10000) * k / (features // 2 - shift)
+    angle = time.float()[:, None] * exponent.double().exp().float()
     return torch.cat([angle.cos(), angle.sin()], dim=-1)
 
 

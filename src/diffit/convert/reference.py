@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from diffit.convert.families import FAMILIES, find
-from diffit.convert.family import copies_of
+from diffit.convert.family import check_layers, copies_of, linear_of
 from diffit.convert.tensors import (
     check_tensors,
     expected_shapes,
@@ -16,6 +16,9 @@ from diffit.convert.tensors import (
     to_theirs,
 )
 from diffit.networks import Network, NetworkConfig, build_network
+from diffit.nn.linears import DenseConfig, LinearConfig, use_linears_
+
+DENSE = DenseConfig()
 
 
 def from_reference(
@@ -26,7 +29,8 @@ def from_reference(
     Args:
         family: a key of `FAMILIES`: ``"diffit"`` (NVlabs/DiffiT, latent), ``"diffit-v2"``,
             ``"dit"`` (facebookresearch/DiT), ``"diffusers-dit"``, ``"uvit"`` (baofff/U-ViT),
-            ``"mdt"`` (sail-sg/MDT, MDTv2) or ``"dimr"`` (qihao067/DiMR).
+            ``"mdt"`` (sail-sg/MDT, MDTv2), ``"dimr"`` (qihao067/DiMR), ``"terdit"``
+            (Lucky-Lance/TerDiT, masters or packed) or ``"large-dit"`` (Large-DiT-ImageNet).
         state_dict: the reference's tensors under the reference's names.
         args: arguments of the reference's constructor; those left out have its defaults.
 
@@ -38,10 +42,11 @@ def from_reference(
         CheckpointError: a tensor is missing, unknown, of the wrong shape or not finite, or an
             argument is wrong.
     """
-    config = find(family).config(args)
+    source = find(family)
+    config, linear = source.config(args), linear_of(source, state_dict)
     tensors = map_tensors(family, state_dict, config)
-    copies = {n: t.to("cpu", torch.float32, copy=True) for n, t in tensors.items()}
-    return network_of(config, copies)
+    copies = {n: t.to("cpu", _kept(t), copy=True) for n, t in tensors.items()}
+    return network_of(config, copies, linear)
 
 
 def map_tensors(
@@ -49,28 +54,43 @@ def map_tensors(
 ) -> dict[str, Tensor]:
     """The source's tensors, checked, under our names; in its dtype, mostly in its memory."""
     source = find(family)
-    with torch.device("meta"):  # shapes alone
-        empty = build_network(config).state_dict()
+    empty = _empty(config, linear_of(source, state)).state_dict()
     names = source.names(config)
+    codes = {names.get(name) for name, tensor in empty.items() if tensor.dtype == torch.uint8}
     check_tensors(
         state,
         expected_shapes(empty, names, source.shapes(config)),
         derived=source.derived(config),
         copies=copies_of(source, config),
+        packed={name for name in codes if isinstance(name, str)},
     )
     tensors: dict[str, Tensor] = to_ours(state, empty, names)
     return {n: tensors[n] if n in tensors else fixed_table(n, config) for n in empty}
 
 
-def network_of(config: NetworkConfig, tensors: Mapping[str, Tensor]) -> Network:
+def network_of(
+    config: NetworkConfig, tensors: Mapping[str, Tensor], linear: LinearConfig = DENSE
+) -> Network:
     """A network in eval mode that holds ``tensors``, in float32; those that are so in their place.
 
     Its weights take no gradient, since the memory may be that of a file.
     """
+    network = _empty(config, linear)
+    network.load_state_dict({n: t.to(_kept(t)) for n, t in tensors.items()}, assign=True)
+    return cast(Network, network.eval())
+
+
+def _empty(config: NetworkConfig, linear: LinearConfig) -> nn.Module:
+    """The network without memory for its weights."""
     with torch.device("meta"):
         network = build_network(config)
-    network.load_state_dict({n: t.float() for n, t in tensors.items()}, assign=True)
-    return cast(Network, network.eval())
+        use_linears_(network, linear)
+    return network
+
+
+def _kept(tensor: Tensor) -> torch.dtype:
+    """The precision in which a network has a tensor of a file; codes stay as they are."""
+    return torch.float32 if tensor.is_floating_point() else tensor.dtype
 
 
 def to_reference(
@@ -88,6 +108,7 @@ def to_reference(
     problems: list[ValueError] = []
     for name in fitting if family is None else [family]:
         try:
+            check_layers(name, find(name), network)
             args = find(name).arguments(config)
         except ValueError as problem:
             problems.append(problem)

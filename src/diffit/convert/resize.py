@@ -35,7 +35,7 @@ LEARNED = ("uvit", "mdt")
 def resize(
     config: Any, tensors: Mapping[str, Tensor], size: int | Grid, *, positions: Positions = "scaled"
 ) -> tuple[Any, dict[str, Tensor]]:
-    """Settings and weights of a latent DiffiT, DiT, U-ViT or MDT for another size.
+    """Settings and weights of a latent DiffiT, DiT, U-ViT, MDT or Large-DiT for another size.
 
     Args:
         config: settings of the network.
@@ -46,7 +46,7 @@ def resize(
     Raises:
         CheckpointError: the network cannot have that size.
     """
-    if config.name not in ("latent-diffit", "dit", *LEARNED):
+    if config.name not in ("latent-diffit", "dit", "large-dit", *LEARNED):
         raise CheckpointError(f"networks of kind {config.name!r} cannot be resized")
     settings = config.model_dump() | {"size": size}
     try:
@@ -60,6 +60,13 @@ def resize(
             changed[name] = _position(tensor, config, after, positions).to(tensor.dtype)
         elif name.endswith("position.table"):
             changed[name] = resize_bias(tensor, before, after).to(tensor.dtype)
+        elif name == "rotation":
+            if positions == "scaled":
+                raise CheckpointError(
+                    "large-dit numbers its tokens along one line, on which those of a finer grid "
+                    "have no place between; take positions plain"
+                )
+            changed[name] = fixed_table(name, larger)
         elif name.endswith("rotary.rotation"):
             if not torch.equal(tensor, fixed_table(name, config)):
                 raise CheckpointError("this model was resized before; start from the original")

@@ -4,7 +4,7 @@ Every difference is said in one sentence.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,8 @@ from torch import Tensor
 from diffit.convert.family import Names, Shapes
 from diffit.errors import CheckpointError
 from diffit.nn.embed import sincos_grid
-from diffit.nn.rotary import axial_rotation
+from diffit.nn.rotary import axial_rotation, line_rotation
+from diffit.nn.tiles import rows_to_tiles, tiles_to_rows
 
 
 def expected_shapes(ours: Mapping[str, Tensor], names: Names, changed: Shapes) -> Shapes:
@@ -31,10 +32,17 @@ def expected_shapes(ours: Mapping[str, Tensor], names: Names, changed: Shapes) -
 
 
 def to_ours(state: Mapping[str, Tensor], empty: Mapping[str, Tensor], names: Names) -> Any:
-    """Our name -> the source's tensor in our shape; a view of it where nothing is joined."""
+    """Our name -> the source's tensor in our shape; a view of it where nothing is joined.
+
+    Bytes are ternary codes, in the source in the rows of TerDiT, here in tiles.
+    """
     found = {}
     for name in (name for name in empty if name in names):
         theirs = names[name]
+        if isinstance(theirs, str) and empty[name].dtype == torch.uint8:
+            rows = state[theirs]
+            found[name] = rows_to_tiles(rows, 4 * rows.shape[0], rows.shape[1], source=theirs)
+            continue
         tensor = (
             state[theirs]
             if isinstance(theirs, str)
@@ -51,7 +59,10 @@ def to_theirs(ours: Mapping[str, Tensor], names: Names, changed: Shapes) -> dict
         if name not in names:
             continue
         theirs, tensor = names[name], tensor.detach()
-        tensor = as_shape(tensor, tuple(changed.get(name, tuple(tensor.shape))))
+        shape = tuple(changed.get(name, tuple(tensor.shape)))
+        if tensor.dtype == torch.uint8:
+            tensor = tiles_to_rows(tensor, 4 * shape[0], shape[1])
+        tensor = as_shape(tensor, shape)
         if isinstance(theirs, str):
             found[theirs] = tensor
         else:
@@ -63,6 +74,8 @@ def fixed_table(name: str, config: Any) -> Tensor:
     """A tensor of ours that follows from the configuration, for sources that store none."""
     if name == "position":
         return sincos_grid(config.grid, config.width)
+    if name == "rotation":
+        return line_rotation(config.tokens, config.width // config.heads)
     if name.endswith("rotary.rotation"):
         rows, columns = (torch.arange(side, dtype=torch.float64) for side in config.grid)
         return axial_rotation(rows, columns, config.width // config.heads)
@@ -75,6 +88,7 @@ def check_tensors(
     *,
     derived: Mapping[str, Tensor],
     copies: Mapping[str, str],
+    packed: Collection[str] = (),
 ) -> None:
     """CheckpointError unless ``state`` has the tensors of ``shapes`` and no others, all finite.
 
@@ -84,6 +98,7 @@ def check_tensors(
         derived: tensors that follow from the configuration; where ``state`` has them, they must
             be equal.
         copies: tensors that repeat another one; they must be there, and equal to it.
+        packed: those that hold codes in bytes.
     """
     missing = [name for name in [*shapes, *copies] if name not in state]
     if missing:
@@ -95,7 +110,7 @@ def check_tensors(
             f"the checkpoint holds {_first(unknown)}, which this network does not have"
         )
     for name, shape in shapes.items():
-        _check_tensor(name, state[name], shape)
+        _check_tensor(name, state[name], shape, packed=name in packed)
     for name, value in derived.items():
         if name in state and not torch.equal(state[name].cpu().to(value.dtype), value):
             raise CheckpointError(f"{name} differs from its definition; the checkpoint is damaged")
@@ -106,14 +121,17 @@ def check_tensors(
             )
 
 
-def _check_tensor(name: str, tensor: Tensor, shape: Sequence[int]) -> None:
+def _check_tensor(name: str, tensor: Tensor, shape: Sequence[int], *, packed: bool) -> None:
     if tuple(tensor.shape) != tuple(shape):
         raise CheckpointError(
             f"{name} is {_product(tensor.shape)} in the checkpoint, "
             f"but {_product(shape)} by the arguments"
         )
-    if not tensor.is_floating_point():
-        raise CheckpointError(f"{name} holds {tensor.dtype}, not weights")
+    if packed and tensor.dtype == torch.uint8:
+        return
+    if packed or not tensor.is_floating_point():
+        wanted = "packed weights" if packed else "weights"
+        raise CheckpointError(f"{name} holds {tensor.dtype}, not {wanted}")
     if not tensor.is_meta and not bool(torch.isfinite(tensor).all()):
         raise CheckpointError(f"{name} holds values that are not finite; take another checkpoint")
 

@@ -4,6 +4,7 @@ import argparse
 import hashlib
 import json
 import pickle
+import re
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -21,10 +22,18 @@ PICKLES = (".pt", ".pth", ".ckpt", ".bin")
 SETS = ("ema", "model_ema", "ema_model", "model", "state_dict", "net")
 """Sets of weights that a training checkpoint may hold, the best first."""
 
-FILES = ("nnet_ema", "ema", "nnet", "model")
+FILES = (
+    "nnet_ema", "ema", "nnet", "model",
+    "consolidated_ema_ternary", "consolidated_ema", "consolidated_ternary", "consolidated",
+)  # fmt: skip
 """Names of files of weights in a training checkpoint, the best first."""
-BESIDE = ("optimizer", "lr_scheduler", "scheduler", "step", "random_states_0", "scaler")
+ARGUMENTS = "model_args"
+"""Name of the file in which Large-DiT and TerDiT keep the arguments of a run."""
+BESIDE = ("optimizer", "lr_scheduler", "scheduler", "step", "random_states_0", "scaler", ARGUMENTS)
 """Names of the files beside them."""
+
+PART = re.compile(r"\.\d\d-of-(\d\d)$")
+"""Ends the name of a file of fairscale: the first of one, .00-of-01, or of several parts."""
 
 PREFIXES = ("module.", "_orig_mod.")
 """What wrappers of PyTorch put before the names of tensors."""
@@ -44,7 +53,8 @@ class Source:
     weights: str = ""
     """Which set of several it is."""
     facts: dict[str, Any] = field(default_factory=dict)
-    """`image_size`, `num_classes`, `class_names`, and `config` of diffusers, as far as known."""
+    """`image_size`, `num_classes`, `class_names`, `qk_norm`, and `config` of diffusers, as far as
+    known."""
 
     def sha256(self) -> str:
         """Of the one file, or of the list of hashes of several."""
@@ -71,6 +81,7 @@ def read(path: Path, weights: str | None = None) -> Source:
         source = Source(path, _safetensors(path), (path,))
     elif path.suffix in PICKLES:
         source = _unpack(_pickle(path), path, weights)
+        source.facts = _arguments_beside(path) | source.facts
     else:
         raise CheckpointError(
             f"{path} is no file of weights; they end in .safetensors, {', '.join(PICKLES)}"
@@ -169,8 +180,21 @@ def _is_plain(tensor: Tensor) -> bool:
     return tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
 
 
+def _arguments_beside(path: Path) -> dict[str, Any]:
+    """What `model_args.pth` in the folder of a file of Large-DiT or TerDiT says."""
+    file = path.with_name(f"{ARGUMENTS}.pth")
+    if not PART.search(path.stem) or not file.is_file():
+        return {}
+    content = _pickle(file)
+    if isinstance(content, argparse.Namespace):
+        content = vars(content)
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{file} holds a {type(content).__name__}, no arguments; remove it")
+    return _facts(content)
+
+
 def _facts(content: Mapping[Any, Any]) -> dict[str, Any]:
-    """What the training scripts of DiT and DiffiT-v2 store beside the weights."""
+    """What the training scripts of DiT, DiffiT-v2 and Large-DiT store beside the weights."""
     nested = (content.get("args"), content.get("config"))
     known = dict(content)
     for part in nested:
@@ -181,6 +205,8 @@ def _facts(content: Mapping[Any, Any]) -> dict[str, Any]:
         "num_classes": known.get("num_classes", known.get("n_classes")),
     }
     numbers = {key: value for key, value in found.items() if type(value) is int and value > 0}
+    if type(known.get("qk_norm")) is bool:
+        numbers["qk_norm"] = known["qk_norm"]
     names = known.get("class_names")
     if isinstance(names, list | tuple) and all(isinstance(name, str) for name in names):
         return numbers | {"class_names": tuple(names)}
@@ -215,7 +241,7 @@ def _folder(path: Path, weights: str | None) -> Source:
 def _checkpoint(path: Path, weights: str | None) -> Source:
     """A folder with a file for each set of weights, beside others of the optimiser."""
     kinds = (".safetensors", *PICKLES)
-    files = {f.stem: f for f in sorted(path.iterdir()) if f.suffix in kinds}
+    files = {_set(f): f for f in sorted(path.iterdir()) if f.suffix in kinds}
     sets = {name: file for name, file in files.items() if name not in BESIDE}
     if not sets:
         raise CheckpointError(
@@ -233,6 +259,17 @@ def _checkpoint(path: Path, weights: str | None) -> Source:
     source = read(sets[name])
     source.weights = source.weights or name
     return source
+
+
+def _set(file: Path) -> str:
+    """Name of the set of weights in a file; CheckpointError for a part of one."""
+    part = PART.search(file.stem)
+    if part and part[1] != "01":
+        raise CheckpointError(
+            f"{file} is one of {int(part[1])} parts that were trained on as many devices, each "
+            "with scales of its own; this library reads models that are in one part"
+        )
+    return PART.sub("", file.stem)
 
 
 def _weight_files(folder: Path) -> tuple[Path, ...]:

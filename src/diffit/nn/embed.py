@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from diffit.distributed import double
 from diffit.nn.linear import Linear
 
 TimeFeatures = Literal["dit", "diffusers", "positional", "fourier"]
@@ -76,12 +77,14 @@ class PositionTable(nn.Module):
 def dit_features(time: Tensor, features: int, *, shift: int = 0) -> Tensor:
     """(B,) to (B, M), [cos, sin] at 10000^(-k/(M/2 - shift)); an odd M gets a column of zeros.
 
-    DiT's code has shift 0, its port in diffusers 1. Written in the order in which they compute it:
-    at step 999 another rounding of the frequencies would show in the fifth digit.
+    DiT's code has shift 0, its port in diffusers 1. The exponents are computed in their order: at
+    step 999 another rounding of the frequencies would show in the fifth digit. For the same reason
+    the exponential is the nearest number on every machine, as in the recorded runs.
     """
     half = features // 2
     k = torch.arange(half, dtype=torch.float32, device=time.device)
-    angle = time.float()[:, None] * torch.exp(-math.log(10000) * k / max(half - shift, 1))
+    exponent = -math.log(10000) * k / max(half - shift, 1)
+    angle = time.float()[:, None] * exponent.to(double(time.device)).exp().float()
     return F.pad(torch.cat([angle.cos(), angle.sin()], dim=-1), (0, features % 2))
 
 
