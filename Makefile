@@ -48,7 +48,9 @@ benchmarks: .venv/.installed-bench
 	  { echo 'diffit needs Python 3.11 or later; name one: make demo PYTHON=/path/to/python3.11'; exit 2; }
 	$(PYTHON) -m venv .venv
 
-.venv/.installed: .venv/bin/python pyproject.toml constraints.txt
+KERNELS := setup.py $(wildcard src/diffit/nn/kernels/*.cpp src/diffit/nn/kernels/*.h)
+
+.venv/.installed: .venv/bin/python pyproject.toml constraints.txt $(KERNELS)
 	@echo 'Installing into .venv (PyTorch is large: this can take some minutes) ...'
 ifneq ($(TORCH_INDEX),)
 	$(PIP) --index-url $(TORCH_INDEX) torch

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from diffit.config import Settings
 from diffit.errors import CheckpointError
+from diffit.nn.kernels import native
+from diffit.nn.kernels.rounded import rounded_product
 from diffit.nn.linear import linear
 from diffit.nn.ternary import Granularity, TernaryLinear, scale_shape, ternarise
 from diffit.nn.tiles import (
@@ -23,6 +25,7 @@ from diffit.nn.tiles import (
 )
 
 Storage = Literal["2-bit", "base-3"]
+Activations = Literal["full", "int8"]
 PANEL_WEIGHTS = 1 << 23
 """Weights that exist in full precision at a time."""
 
@@ -41,6 +44,9 @@ class TernaryPackedConfig(Settings):
     storage: Storage = "2-bit"
     """How codes lie in files: as in memory, or base-3, five to a byte: a fifth smaller, and
     unpacked when loaded."""
+    activations: Activations = "full"
+    """What is multiplied with the codes: the inputs as they are, or int8, each token rounded to 8
+    bits of its largest value: several times faster on CPUs, and another function, nearly."""
 
 
 class PackedTernary(nn.Module):
@@ -50,11 +56,16 @@ class PackedTernary(nn.Module):
     matrix (1,), of each output (out,), or of groups of its inputs (out, groups); it may be
     negative. ``bias`` (out,) is a parameter or None.
 
+    Where a gradient is asked for, inputs are not rounded, whatever ``activations`` says: it is
+    exact, and that of the function which is then computed. A row of inputs with a number that is
+    not finite has NaN for outputs.
+
     Args:
         inputs, outputs: channels.
         bias: whether there is one.
         scale_shape: of the scale.
         storage: what a state dict holds as ``codes``: the tiles, or base 3.
+        activations: what the codes are multiplied with, see `TernaryPackedConfig`.
     """
 
     codes: Tensor
@@ -68,21 +79,31 @@ class PackedTernary(nn.Module):
         bias: bool = True,
         scale_shape: tuple[int, ...] = (1,),
         storage: Storage = "2-bit",
+        activations: Activations = "full",
         device: Any = None,
     ) -> None:
         super().__init__()
         _check_scale(scale_shape, inputs, outputs)
         self.in_features, self.out_features = inputs, outputs
         self.storage: Storage = storage
+        self.activations: Activations = activations
         # Weights of 0 until there are others: a byte of four codes of 1.
         zeros = torch.full(tiles_shape(outputs, inputs), 0b01010101, dtype=torch.uint8)
         self.register_buffer("codes", zeros.to(device))
         self.register_buffer("scale", torch.ones(scale_shape, device=device))
-        self.bias = nn.Parameter(torch.zeros(outputs, device=device)) if bias else None
+        self.bias: nn.Parameter | None = None
+        if bias:
+            self.bias = nn.Parameter(torch.zeros(outputs, device=device), requires_grad=False)
 
     @classmethod
     def from_codes(
-        cls, codes: Tensor, scale: Tensor, bias: Tensor | None = None, *, storage: Storage = "2-bit"
+        cls,
+        codes: Tensor,
+        scale: Tensor,
+        bias: Tensor | None = None,
+        *,
+        storage: Storage = "2-bit",
+        activations: Activations = "full",
     ) -> Self:
         """The layer of (out, in) int8 codes in {-1, 0, 1}, a scale, and an (out,) bias or None."""
         outputs, inputs = codes.shape
@@ -92,6 +113,7 @@ class PackedTernary(nn.Module):
             bias=bias is not None,
             scale_shape=tuple(scale.shape),
             storage=storage,
+            activations=activations,
             device="meta",
         )
         layer.codes, layer.scale = pack_tiles(codes), scale.detach().float().contiguous()
@@ -102,24 +124,24 @@ class PackedTernary(nn.Module):
     @classmethod
     def of(cls, layer: nn.Linear, config: TernaryPackedConfig) -> Self:
         """The packed twin of a ternary layer, exactly; of a dense one, its ternary neighbour."""
-        bias = layer.bias is not None
         if layer.weight.is_meta:
-            shape = scale_shape(layer.weight.shape, config.granularity, config.group)
             return cls(
                 layer.in_features,
                 layer.out_features,
-                bias=bias,
-                scale_shape=shape,
+                bias=layer.bias is not None,
+                scale_shape=scale_shape(layer.weight.shape, config.granularity, config.group),
                 storage=config.storage,
+                activations=config.activations,
                 device="meta",
             )
         if isinstance(layer, TernaryLinear):
             codes, scale = layer.ternary()
         else:
-            codes, scale = ternarise(
-                layer.weight.detach(), granularity=config.granularity, group=config.group
-            )
-        return cls.from_codes(codes, scale, layer.bias, storage=config.storage)
+            masters = layer.weight.detach()
+            codes, scale = ternarise(masters, granularity=config.granularity, group=config.group)
+        return cls.from_codes(
+            codes, scale, layer.bias, storage=config.storage, activations=config.activations
+        )
 
     def unpack(self) -> Tensor:
         """The codes, (out, in) int8 of -1, 0 and 1."""
@@ -129,11 +151,13 @@ class PackedTernary(nn.Module):
         """(..., inputs) to (..., outputs), in the dtype of x."""
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        if x.requires_grad and torch.is_grad_enabled():
+        if torch.is_grad_enabled() and (x.requires_grad or _learns(self.bias)):
             product: Tensor = _Product.apply(x, self)  # type: ignore[no-untyped-call]
-            return product if bias is None else product + bias
-        return self._product(x, bias)
+            return product if self.bias is None else product + self.bias.to(x.dtype)
+        if self.activations == "int8" and not self.codes.is_meta:
+            rows = x.reshape(-1, self.in_features)
+            return self._rounded_product(rows).view(*x.shape[:-1], self.out_features)
+        return self._product(x, None if self.bias is None else self.bias.to(x.dtype))
 
     def extra_repr(self) -> str:
         """As of `nn.Linear`, and the shape of the scale."""
@@ -149,6 +173,19 @@ class PackedTernary(nn.Module):
         ]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
+    def _rounded_product(self, rows: Tensor) -> Tensor:
+        if native.serves(rows, groups=self.scale[0].numel()):
+            return native.rounded_product(
+                rows, self.codes, self.scale, self.bias, outputs=self.out_features
+            )
+        parts = []
+        for part in self._panels():
+            codes = self._codes(part)
+            scale = self.scale if len(self.scale) == 1 else self.scale[part]
+            bias = None if self.bias is None else self.bias[part]
+            parts.append(rounded_product(rows, codes, scale, bias))
+        return torch.cat(parts, dim=-1)
+
     def _product_transposed(self, y: Tensor) -> Tensor:
         total = y.new_zeros(*y.shape[:-1], self.in_features)
         for rows in self._panels():
@@ -163,12 +200,15 @@ class PackedTernary(nn.Module):
 
     def _weight(self, rows: slice, dtype: torch.dtype) -> Tensor:
         """The weights of some outputs, from a whole tile on, in full precision."""
+        codes = self._codes(rows).to(torch.float32)
+        scale = self.scale if len(self.scale) == 1 else self.scale[rows]
+        groups = codes.view(len(codes), scale[0].numel(), -1)
+        return groups.mul_(scale.reshape(len(scale), -1, 1)).view(codes.shape).to(dtype)
+
+    def _codes(self, rows: slice) -> Tensor:
+        """The codes of some outputs, from a whole tile on, as int8."""
         tiles = self.codes[rows.start // TILE : -(-rows.stop // TILE)]
-        count = rows.stop - rows.start
-        codes = unpack_tiles(tiles, count, self.in_features).to(torch.float32)
-        scale = self.scale.float() if len(self.scale) == 1 else self.scale[rows].float()
-        groups = codes.view(count, scale[0].numel(), -1).mul_(scale.reshape(len(scale), -1, 1))
-        return groups.view(count, -1).to(dtype)
+        return unpack_tiles(tiles, rows.stop - rows.start, self.in_features)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         """Moves; the scale, one number for many weights, keeps its precision."""
@@ -225,6 +265,10 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         return ctx.layer._product_transposed(gradients[0]), None
+
+
+def _learns(bias: Tensor | None) -> bool:
+    return bias is not None and bias.requires_grad
 
 
 def _check_scale(shape: tuple[int, ...], inputs: int, outputs: int) -> None:

@@ -1,0 +1,221 @@
+// What all instruction sets share: sizes and memory of a product, rounding of rows, the epilogue.
+//
+//   y[m, o] = s[m] a[o] (sum_k c[o, k] q[m, k] - sum_k q[m, k]) + b[o]
+//
+// with codes c = W + 1 in {0, 1, 2}, and rows x[m] = s[m] q[m] rounded to integers q in -127..127.
+// With groups of inputs, a and both sums are those of a group, and groups are added in float32.
+#pragma once
+
+#include <cfloat>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+// Into a function of an instruction set, whose vectors the compiler then uses for it.
+#define INLINE __attribute__((always_inline)) inline
+
+namespace ternary {
+
+constexpr int TILE = 16;         // outputs and inputs of a tile
+constexpr int TILE_BYTES = 64;   // of 2-bit codes; 4 inputs of 16 outputs, widened, take as many
+constexpr int PANEL = 2 * TILE;  // outputs that are multiplied with at once
+constexpr int MAX_ROWS = 14;     // rows of a block: with 32 outputs, 28 of 32 vector registers
+constexpr int MAX_FEW = 6;       // rows for which codes are not widened first
+constexpr int CHUNK = 256;       // inputs that are rounded at once
+
+enum Dtype : int { FLOAT32 = 0, BFLOAT16 = 1 };
+
+struct Job {
+    const void* x;         // (rows, inputs)
+    const uint8_t* tiles;  // (outputs / 16, inputs / 16, 64), rounded up
+    const float* scale;    // a (scale_rows, groups)
+    const float* bias;     // b (outputs) or null
+    void* y;               // (rows, outputs), of the dtype of x
+    int64_t rows, inputs, outputs, scale_rows, groups;
+    int dtype;
+
+    int64_t columns;   // tiles over the inputs
+    int64_t blocks;    // of rows
+    int64_t height;    // rows of a block; the last may have less
+    int8_t* rounded;   // q, block by block: [input / 4][row][4], inputs padded by 0
+    float* row_scale;  // s (rows)
+    int32_t* row_sum;  // sum of q (rows, groups)
+
+    int64_t padded() const { return columns * TILE; }
+    int64_t group() const { return inputs / groups; }
+    int64_t first_row(int64_t block) const { return block * height; }
+    int64_t rows_of(int64_t block) const {
+        const int64_t left = rows - first_row(block);
+        return left < height ? left : height;
+    }
+};
+
+// 32 outputs: two rows of tiles, packed or widened, with their scales and biases.
+struct Panel {
+    const uint8_t* half[2];
+    int64_t step_bytes;    // of a half, for 4 inputs: 16 packed, 64 widened
+    int64_t first, count;  // outputs
+    const float* scale;    // (groups, 32)
+    const float* bias;     // (32)
+};
+
+// sums[r, o] = sum of c[o, k] q[r, k] over 4 * steps inputs, for some rows and 32 outputs.
+using Dots = void (*)(const uint8_t* half0, const uint8_t* half1, const int8_t* q, int64_t rows,
+                      int64_t steps, int32_t* sums);
+
+// What an instruction set offers.
+struct Level {
+    Dots few;   // of packed codes, up to MAX_FEW rows; or null
+    Dots many;  // of widened codes, up to MAX_ROWS rows
+    void (*widen)(const uint8_t* tiles, int64_t columns, uint8_t* wide);
+    void (*round)(const Job&, int64_t block);
+    void (*multiply)(const Job&, const Panel&, Dots, int64_t block);
+};
+
+INLINE void read(const Job& job, int64_t place, int64_t count, float* values) {
+    if (job.dtype == FLOAT32) {
+        std::memcpy(values, static_cast<const float*>(job.x) + place, 4 * count);
+        return;
+    }
+    const uint16_t* x = static_cast<const uint16_t*>(job.x) + place;
+    for (int64_t k = 0; k < count; ++k) {
+        const uint32_t bits = uint32_t{x[k]} << 16;
+        std::memcpy(values + k, &bits, 4);
+    }
+}
+
+// The largest absolute value of a row, NaN if one is not finite.
+INLINE float largest(const Job& job, int64_t row) {
+    uint32_t top = 0;  // as integers, the bits of infinities and NaN exceed those of numbers
+    for (int64_t k = 0; k < job.inputs; k += CHUNK) {
+        uint32_t bits[CHUNK];
+        const int64_t count = job.inputs - k < CHUNK ? job.inputs - k : CHUNK;
+        read(job, row * job.inputs + k, count, reinterpret_cast<float*>(bits));
+        for (int64_t i = 0; i < count; ++i) {
+            const uint32_t magnitude = bits[i] & 0x7fffffff;
+            top = magnitude > top ? magnitude : top;
+        }
+    }
+    float value;
+    std::memcpy(&value, &top, 4);
+    return top < 0x7f800000 ? value : NAN;
+}
+
+// q of `count` inputs, up to the next 16 padded by 0; returns their sum.
+INLINE int32_t round_chunk(const float* values, float inverse, int64_t count, int8_t* q) {
+    int32_t sum = 0;
+    for (int64_t k = 0; k < count; ++k) {
+        // Added to 1.5 * 2^23, a number is rounded to the nearest integer, halves to even.
+        const float shifted = values[k] * inverse + 12582912.0f;
+        int32_t bits;
+        std::memcpy(&bits, &shifted, 4);
+        bits -= 0x4b400000;
+        q[k] = static_cast<int8_t>(bits);
+        sum += bits;
+    }
+    for (int64_t k = count; k % TILE; ++k) q[k] = 0;
+    return sum;
+}
+
+INLINE void round_block(const Job& job, int64_t block) {
+    const int64_t rows = job.rows_of(block);
+    int8_t* const rounded = job.rounded + job.first_row(block) * job.padded();
+    for (int64_t r = 0; r < rows; ++r) {
+        const int64_t row = job.first_row(block) + r;
+        const float top = largest(job, row);
+        // Rows of zeros, or too small for an inverse, become zeros.
+        const float inverse = std::fmin(127.0f / top, FLT_MAX);
+        job.row_scale[row] = top / 127.0f;
+        for (int64_t g = 0; g < job.groups; ++g) {
+            int32_t sum = 0;
+            const int64_t end = (g + 1) * job.group();
+            for (int64_t k = g * job.group(); k < end; k += CHUNK) {
+                float values[CHUNK] = {};
+                int8_t q[CHUNK];
+                const int64_t count = end - k < CHUNK ? end - k : CHUNK;
+                if (top == top) read(job, row * job.inputs + k, count, values);
+                sum += round_chunk(values, inverse, count, q);
+                for (int64_t i = 0; i < count; i += 4)
+                    std::memcpy(rounded + (k + i) * rows + 4 * r, q + i, 4);
+            }
+            job.row_sum[row * job.groups + g] = sum;
+        }
+        for (int64_t k = (job.inputs + 3) / 4 * 4; k < job.padded(); k += 4)
+            std::memset(rounded + k * rows + 4 * r, 0, 4);
+    }
+}
+
+INLINE uint16_t to_bfloat16(float value) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, 4);
+    const uint32_t nearest = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    return static_cast<uint16_t>((bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : nearest);
+}
+
+INLINE void write(const Job& job, const Panel& panel, int64_t row, const float* values) {
+    const int64_t place = row * job.outputs + panel.first;
+    if (job.dtype == FLOAT32) {
+        float* const y = static_cast<float*>(job.y) + place;
+        if (panel.count == PANEL) {
+            std::memcpy(y, values, 4 * PANEL);
+        } else {
+            std::memcpy(y, values, 4 * panel.count);
+        }
+        return;
+    }
+    uint16_t half[PANEL];
+    for (int o = 0; o < PANEL; ++o) half[o] = to_bfloat16(values[o]);
+    std::memcpy(static_cast<uint16_t*>(job.y) + place, half, 2 * panel.count);
+}
+
+// A panel's part of the product, for the rows of a block.
+INLINE void multiply_block(const Job& job, const Panel& panel, Dots dots, int64_t block) {
+    const int64_t rows = job.rows_of(block), first = job.first_row(block);
+    const int8_t* const rounded = job.rounded + first * job.padded();
+    alignas(64) int32_t sums[MAX_ROWS * PANEL];
+    alignas(64) float total[MAX_ROWS * PANEL];
+    for (int64_t g = 0; g < job.groups; ++g) {
+        const int64_t start = g * job.group();
+        const int64_t end = g + 1 == job.groups ? job.padded() : start + job.group();
+        const int64_t offset = start / 4 * panel.step_bytes;
+        dots(panel.half[0] + offset, panel.half[1] + offset, rounded + start * rows,
+             rows, (end - start) / 4, sums);
+        const float* const scale = panel.scale + g * PANEL;
+        for (int64_t r = 0; r < rows; ++r) {
+            const int32_t row_sum = job.row_sum[(first + r) * job.groups + g];
+            for (int o = 0; o < PANEL; ++o) {
+                const int64_t i = r * PANEL + o;
+                const float part = static_cast<float>(sums[i] - row_sum) * scale[o];
+                total[i] = g ? total[i] + part : part;
+            }
+        }
+    }
+    for (int64_t r = 0; r < rows; ++r) {
+        alignas(64) float values[PANEL];
+        const float s = job.row_scale[first + r];
+        for (int o = 0; o < PANEL; ++o) values[o] = total[r * PANEL + o] * s + panel.bias[o];
+        write(job, panel, first + r, values);
+    }
+}
+
+// Dot products of at most 4 rows and 16 outputs, and with them those of more rows and 32 outputs.
+using Sixteen = void (*)(const uint8_t* codes, const int8_t* q, int64_t rows, int64_t steps,
+                         int32_t* sums);
+
+inline void by_fours(const Sixteen (&by_rows)[4], const uint8_t* half0, const uint8_t* half1,
+                     const int8_t* q, int64_t rows, int64_t steps, int32_t* sums) {
+    for (int64_t r = 0; r < rows; r += 4) {
+        const Sixteen dots = by_rows[rows - r < 4 ? rows - r - 1 : 3];
+        dots(half0, q + 4 * r, rows, steps, sums + r * PANEL);
+        dots(half1, q + 4 * r, rows, steps, sums + r * PANEL + TILE);
+    }
+}
+
+// A row of tiles, a byte a code: [input / 4][output][4].
+INLINE void widen_tiles(const uint8_t* tiles, int64_t columns, uint8_t* wide) {
+    for (int64_t t = 0; t < columns; ++t, tiles += TILE_BYTES)
+        for (int g = 0; g < 4; ++g, wide += TILE_BYTES)
+            for (int i = 0; i < TILE_BYTES; ++i) wide[i] = tiles[i] >> 2 * g & 3;
+}
+
+}  // namespace ternary

@@ -1,0 +1,106 @@
+"""W1.58A8 on CPUs, by the C++ library beside this file, where there is one."""
+
+import ctypes
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+VERSION = 1
+"""Of the library's interface; one that was built for another is not used."""
+LARGEST_INPUTS = 1 << 18
+"""Sums of longer rows could leave 32 bits."""
+DTYPES = {torch.float32: 0, torch.bfloat16: 1}
+THREAD_WORK = 1 << 21
+"""Multiplications that are worth a thread of their own."""
+
+
+def levels() -> int:
+    """How many instruction sets this machine has, 0 if there is no library.
+
+    On x86: 0 is portable, 1 AVX2, 2 AVX-512 VNNI; on ARM: 0 is portable, 1 NEON dot products.
+    """
+    library = _library()
+    return 0 if library is None else int(library.diffit_ternary_levels())
+
+
+def serves(x: Tensor, *, groups: int) -> bool:
+    """Whether `rounded_product` can multiply these (M, K) rows; else PyTorch must."""
+    inputs = x.shape[1]
+    return (
+        x.device.type == "cpu"
+        and 0 < inputs <= LARGEST_INPUTS
+        and x.numel() > 0
+        and (groups == 1 or inputs // groups % 16 == 0)
+        and not torch.compiler.is_compiling()
+        and levels() > 0
+    )
+
+
+def rounded_product(
+    x: Tensor,
+    tiles: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    *,
+    outputs: int,
+    level: int | None = None,
+) -> Tensor:
+    """As `diffit.nn.kernels.rounded.rounded_product`, with codes as tiles.
+
+    Args:
+        x: (M, K); float16 and float64 are computed as float32.
+        level: of the instruction set; the fastest by default.
+    """
+    library = _library()
+    if library is None:
+        raise RuntimeError("diffit was installed without its C++ library")
+    rows = x.detach().to(x.dtype if x.dtype in DTYPES else torch.float32).contiguous()
+    scale = scale.float().contiguous()
+    bias = None if bias is None else bias.detach().float().contiguous()
+    tiles = tiles.contiguous()
+    (count, inputs), groups = rows.shape, scale.shape[1] if scale.ndim == 2 else 1
+    threads = max(1, min(torch.get_num_threads(), count * inputs * outputs // THREAD_WORK))
+    size = library.diffit_ternary_memory(count, inputs, outputs, groups, threads)
+    memory = torch.empty(size, dtype=torch.uint8)
+    y = torch.empty(count, outputs, dtype=rows.dtype)
+    library.diffit_ternary_linear(
+        rows.data_ptr(),
+        tiles.data_ptr(),
+        scale.data_ptr(),
+        None if bias is None else bias.data_ptr(),
+        y.data_ptr(),
+        memory.data_ptr(),
+        count,
+        inputs,
+        outputs,
+        len(scale),
+        groups,
+        DTYPES[rows.dtype],
+        threads,
+        levels() - 1 if level is None else level,
+    )
+    return y.to(x.dtype)
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    """The library, or None where the package was installed without a C++ compiler."""
+    for path in sorted(Path(__file__).parent.glob("_ternary.*")):
+        try:
+            library = ctypes.CDLL(str(path))
+            if library.diffit_ternary_version() == VERSION:
+                return _declared(library)
+        except (OSError, AttributeError):
+            continue
+    return None
+
+
+def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
+    pointer, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+    library.diffit_ternary_memory.restype = size
+    library.diffit_ternary_memory.argtypes = [*(size,) * 4, number]
+    library.diffit_ternary_linear.restype = None
+    library.diffit_ternary_linear.argtypes = [*(pointer,) * 6, *(size,) * 5, *(number,) * 3]
+    return library
