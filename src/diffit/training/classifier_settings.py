@@ -44,7 +44,7 @@ class ClassifierTrain(Settings):
     """Share of the target that is spread over all classes."""
     shift: int = Field(default=1, ge=0, le=64)
     """Images move by up to so many pixels each way; what comes in is black."""
-    noise: float = Field(default=0.0, ge=0)
+    noise: float = Field(default=0.5, ge=0)
     """Highest standard deviation of Gaussian noise on images, for pixels in [-1, 1]."""
     noise_share: float = Field(default=0.5, ge=0, le=1)
     """Share of the images that get noise, of a level uniform between 0 and the highest."""
