@@ -18,6 +18,10 @@ from diffit.hub.folder import HubConfig
 from diffit.model import ModelConfig
 from diffit.networks import Network, NetworkConfig, build_network
 from diffit.networks.count import count_macs, count_norms, count_parameters, count_time_parameters
+from diffit.nn.linears import DenseConfig, LinearConfig, use_linears_
+from diffit.nn.packed import TernaryPackedConfig
+from diffit.nn.swap import linears_in
+from diffit.nn.ternary import TernaryConfig
 from diffit.sealed import CONFIG, STATE, DamagedError, read_state, verify
 from diffit.training.console import duration
 from diffit.training.folder import is_run
@@ -105,6 +109,7 @@ def _described(config: RunConfig) -> dict[str, str]:
         "network": f"{network.name}, {rows} x {columns}, channels {network.channels}",
         "parameters": f"{count_parameters(built):,}",
         "time": f"{count_time_parameters(built):,} of them carry the noise level",
+        "linear": _linear(model),
         "cost": f"{_readable(count_macs(network))} multiplications a forward pass and image",
         **_images(model),
         "formulation": _differing(model.formulation),
@@ -115,6 +120,29 @@ def _described(config: RunConfig) -> dict[str, str]:
         "averages": ", ".join(train.ema.names) or "none",
         "sampling": _differing(config.sampling, "sampler", "steps"),
     }
+
+
+def _linear(model: ModelConfig) -> str:
+    """What the linear layers of the blocks are, how much of the model, and its size with them."""
+    kind, network = model.linear, _built(model.network)
+    count, before = count_parameters(network), linears_in(network)
+    names = list(before)
+    if not isinstance(kind, DenseConfig):
+        names = use_linears_(network, _packed(kind))
+    share = sum(before[name].weight.numel() for name in names) / count
+    size = sum(tensor.nbytes for tensor in network.state_dict().values())
+    when = " once packed" if isinstance(kind, TernaryConfig) else ""
+    return (
+        f"{kind.name}, {100 * share:.4g} % of the parameters; "
+        f"{8 * size / count:.3g} bits a parameter{when}, {_readable(size)}B"
+    )
+
+
+def _packed(kind: LinearConfig) -> LinearConfig:
+    """The kind that ternary layers become when they are packed; others stay."""
+    if not isinstance(kind, TernaryConfig):
+        return kind
+    return TernaryPackedConfig(skip=kind.skip, granularity=kind.granularity, group=kind.group)
 
 
 def _norms(network: NetworkConfig) -> dict[str, str]:

@@ -32,8 +32,12 @@ Train a model. CONFIG is a YAML file or one of the presets:
 {presets}
 
 Every setting can be replaced, such as --train.lr 2e-4 or --data.path my-images;
-`diffit train CONFIG --help` lists them with the values of CONFIG. Ctrl-C ends a run with a
-checkpoint after the step it is in; --resume continues it as if it had never stopped."""
+`diffit train CONFIG --help` lists them with the values of CONFIG. --model.linear ternary makes the
+linear layers ternary. Ctrl-C ends a run with a checkpoint after the step it is in; --resume
+continues it as if it had never stopped."""
+
+LINEAR = "--model.linear"
+"""Chooses a kind of linear layers, and with it which settings `model.linear` has."""
 
 
 class Args(Settings):
@@ -93,7 +97,10 @@ def read(argv: Sequence[str], *, prog: str) -> Args | ResumeArgs:
             + ", ".join(presets())
         )
     name, *rest = argv
-    return _read(Args, rest, read_config(name), prog=f"{prog} {name}", out=tyro.MISSING)
+    config, prog = read_config(name), f"{prog} {name}"
+    if (linear := _value_of(LINEAR, rest)) is not None:
+        config, rest = _with_linear(config, linear, prog), _without(LINEAR, rest)
+    return _read(Args, rest, config, prog=prog, out=tyro.MISSING)
 
 
 def usage() -> str:
@@ -167,6 +174,20 @@ def _settings_before(run: Path) -> RunConfig:
             verify(folder, CONFIG)
             return parse(RunConfig, read_run(folder), source=str(folder / CONFIG))
     return parse(RunConfig, read_run(run), source=str(run / CONFIG))
+
+
+def _with_linear(config: RunConfig, kind: str, prog: str) -> RunConfig:
+    settings = config.model_dump()
+    settings["model"]["linear"] = kind
+    return parse(RunConfig, settings, source=prog.removeprefix("diffit "))
+
+
+def _without(option: str, argv: Sequence[str]) -> list[str]:
+    """The arguments without an option and its value."""
+    words = list(argv)
+    place = next(i for i, word in enumerate(words) if word.partition("=")[0] == option)
+    del words[place : place + (1 if "=" in words[place] else 2)]
+    return words
 
 
 def _value_of(option: str, argv: Sequence[str]) -> str | None:
