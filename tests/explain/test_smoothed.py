@@ -1,5 +1,6 @@
 """Predict, certify, map and region of images whose smoothed classifier is a formula."""
 
+import numpy as np
 import pytest
 import torch
 from smoothed_models import SHAPE, at, chance, halves, opened, shares
@@ -97,22 +98,29 @@ def test_a_region_is_certified_from_a_map_and_the_label_it_explains():
     assert whole.radius_l2 > 0
     assert whole.radius_l2 == min(whole.map.radius_l2, whole.prediction_radius_l2, label.radius_l2)
     assert (whole.map.seed, whole.map.m, whole.map.dimensions) == (3, 3000, 16)
-    own = mean_map(smoothed, at(0.6), None, m=64)
-    assert (
-        "each noisy image"
-        in region(smoothed, own, dimensions=16, k=1, beta=1.0, gamma=0.5).map.explained
-    )
+
+
+def test_a_region_says_which_class_is_explained():
+    smoothed = opened(0.5)
+
+    def explained(shown, **more):
+        found = mean_map(smoothed, at(0.6), shown, m=64)
+        whole = region(smoothed, found, dimensions=16, k=1, beta=1.0, gamma=0.5, **more)
+        return whole.map.explained
+
+    assert "explains one class" in explained(1)
+    assert "each noisy image" in explained(None)
+    assert "depends on no class" in explained(1, by_class=False)
+    label = certify(smoothed, at(0.6))
+    assert "label certificate" in explained(1, label=label)
 
 
 def test_a_map_and_a_label_of_two_classes_make_no_region():
     smoothed = opened(0.5)
-    found = SmoothedMap(Moments(shares(at(0.1), torch.ones(1))[0].numpy(), 0 * NONE, 9), (4,), 0)
+    found = SmoothedMap(Moments(np.full(4, 0.25), np.zeros(4), 9), (4,), 0)
     with pytest.raises(ValueError, match="explains class 0, the certificate is of class 1"):
         region(smoothed, found, dimensions=16, k=1, beta=1.0, gamma=0.5,
                label=certify(smoothed, at(1.0)))  # fmt: skip
-
-
-NONE = torch.zeros(4).numpy()
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ CLASS_AS_CONSTANT = (
     "the map explains one class, the same for every noisy image and for every x' within the radius"
 )
 CLASS_OF_EACH_SAMPLE = "each noisy image is explained for the class it is predicted as"
+NO_CLASS = "the map depends on no class"
 SMOOTHED_CLASS = (
     "the map explains the smoothed prediction, which is the same class for every x' within the "
     "radius of the label certificate, and is known to be no further; the error probabilities add"

@@ -28,6 +28,7 @@ from diffit.explain.certify import (
 from diffit.explain.region import (
     CLASS_AS_CONSTANT,
     CLASS_OF_EACH_SAMPLE,
+    NO_CLASS,
     FaithfulRegion,
     certify_estimate,
     faithful_region,
@@ -198,6 +199,7 @@ def region(
     of: Top = "smoothed",
     bound: Bound = "bernstein",
     label: LabelCertificate | None = None,
+    by_class: bool = True,
     number: int = 0,
 ) -> FaithfulRegion:
     """The faithful region of an image from its smoothed map.
@@ -210,6 +212,8 @@ def region(
         eta, of, bound: confidence of the explanation's radius: see `certify_estimate`.
         label: of `certify`, if the class explained is to be the smoothed prediction in all of the
             region.
+        by_class: whether the method looks at the class at all; where not, the map holds for the
+            prediction whatever it is.
         number: which image it is, for the record.
     """
     if label is not None and label.selected != found.label:
@@ -225,10 +229,16 @@ def region(
         eta=eta,
         of=of,
         bound=bound,
-        explained=CLASS_OF_EACH_SAMPLE if found.label is None else CLASS_AS_CONSTANT,
+        explained=_explained(found, by_class),
     )
     certificate = replace(certificate, seed=smoothed.smoothing.seed, number=number)
     return faithful_region(certificate, gamma=gamma, alpha=order, label=label)
+
+
+def _explained(found: SmoothedMap, by_class: bool) -> str:
+    if not by_class:
+        return NO_CLASS
+    return CLASS_OF_EACH_SAMPLE if found.label is None else CLASS_AS_CONSTANT
 
 
 def _units(
