@@ -98,6 +98,16 @@ def test_the_least_divergence_is_what_brute_force_finds(order, direction):
             assert least == pytest.approx(expected, rel=2e-4, abs=2e-6)
 
 
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_entries_that_lie_the_right_way_already_cost_nothing(direction):
+    """As where the reported top k is not that of the smoothed map: some of it lies below others."""
+    for w in maps(10, (5, 8)):
+        down, up = np.split(RNG.permutation(len(w))[:4], 2)
+        expected = brute_force(w, (down, up), 2.0, direction)
+        least = least_divergence(Leaving(w[down], w[up]), 2.0, direction)
+        assert least == pytest.approx(max(expected, 0), rel=2e-4, abs=2e-6)
+
+
 def test_the_threshold_form_is_never_above_the_pooled_one_and_often_below():
     ratios = []
     for w in maps(200, (6, 30), spread=0.5):

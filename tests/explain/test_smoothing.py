@@ -11,7 +11,7 @@ from diffit.diffusion.formulation import DDPMConfig, EDMConfig, build_formulatio
 from diffit.diffusion.schedule import levels
 from diffit.errors import DataError
 from diffit.explain.classifier import as_classifier
-from diffit.explain.smoothing import Job, Smoothed, Smoothing, normalised
+from diffit.explain.smoothing import BLOCK, MANY, Job, Smoothed, Smoothing, normalised
 from diffit.explain.smoothing import Path as Steps
 from diffit.explain.units import to_pm1
 from oracle import Gaussian
@@ -41,6 +41,19 @@ def test_a_copy_has_its_noise_whatever_else_is_drawn():
     for copies in (range(1), range(7, 8), range(15, 17), range(5, 70), range(96, 100)):
         part = smoothing.noise(SHAPE, 3, "maps", copies)
         assert torch.equal(part, whole[copies.start : copies.stop])
+
+
+def test_the_noise_of_large_images_does_not_depend_on_the_threads_that_draw_it():
+    before = torch.get_num_threads()
+    drawn = []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            drawn.append(Smoothing(0.5).noise((3, 96, 96), 1, "maps", range(5, 60)))
+    finally:
+        torch.set_num_threads(before)
+    assert 4 * BLOCK * 3 * 96 * 96 >= MANY
+    assert torch.equal(*drawn)
 
 
 def test_no_two_seeds_images_copies_or_purposes_share_their_noise():

@@ -31,8 +31,8 @@ CLASS_AS_CONSTANT = (
 CLASS_OF_EACH_SAMPLE = "each noisy image is explained for the class it is predicted as"
 NO_CLASS = "the map depends on no class"
 SMOOTHED_CLASS = (
-    "the map explains the smoothed prediction, which is the same class for every x' within the "
-    "radius of the label certificate, and is known to be no further; the error probabilities add"
+    "the map explains the smoothed prediction, which is one class for every x' within the radius "
+    "of the label certificate, the end of what is known; the error probabilities add"
 )
 
 
