@@ -18,7 +18,7 @@ from torch import Tensor
 
 from diffit.errors import CheckpointError
 
-PICKLES = (".pt", ".pth", ".ckpt", ".bin")
+PICKLES = (".pt", ".pth", ".th", ".ckpt", ".bin")
 SETS = ("ema", "model_ema", "ema_model", "model", "state_dict", "net")
 """Sets of weights that a training checkpoint may hold, the best first."""
 

@@ -28,6 +28,7 @@ from diffit.data.loader import Batch, Loader
 from diffit.diffusion.denoiser import Denoise
 from diffit.errors import UsageError
 from diffit.explain.classifier_folder import ClassifierCard, save_classifier
+from diffit.explain.opening import RESULT, SETTINGS
 from diffit.explain.vit import ViT, ViTConfig, build_vit
 from diffit.networks.count import count_parameters
 from diffit.training.classifier_inputs import accuracy, draw_images, open_denoiser, open_sets
@@ -47,7 +48,7 @@ from diffit.training.optim import (
 from diffit.training.step import arithmetic
 from diffit.training.trouble import DivergedError
 
-SETTINGS, METRICS, REPORT, RESULT = "training.yaml", "metrics.jsonl", "report.json", "classifier"
+METRICS, REPORT = "metrics.jsonl", "report.json"
 MOST = 1000
 """Held-out images that a line of metrics is measured on; the report uses all of them."""
 KEEP = 2
