@@ -188,6 +188,9 @@ def test_dense_weights_become_the_masters_of_ternary_layers(tmp_path):
     layers = {n: m for n, m in model.network.named_modules() if isinstance(m, TernaryLinear)}
     assert len(layers) > 8
     assert report.changed == dict.fromkeys((f"{n}.scale" for n in layers), "fitted to the weights")
+    assert describe(report)[1:] == [
+        f"  scales of {len(layers)} ternary layers: fitted to the weights"
+    ]
     assert not report.fresh
     for name, layer in layers.items():
         dense = source.network.get_submodule(name)

@@ -17,6 +17,9 @@ from diffit.nn.embed import LabelEmbedding
 from diffit.nn.ternary import TernaryLinear
 from diffit.training.folder import write_whole
 
+FITTED = "fitted to the weights"
+"""How scales come about that a checkpoint has not."""
+
 
 @dataclass
 class Report:
@@ -76,7 +79,7 @@ def _fit_scales(network: nn.Module, report: Report) -> None:
                 continue
             layer.fit_scale()
             del report.fresh[scale]
-            report.changed[scale] = "fitted to the weights"
+            report.changed[scale] = FITTED
 
 
 def _fit(
@@ -151,7 +154,10 @@ def _fit_channels(old: Tensor, new: Tensor, channels: tuple[int, int]) -> Tensor
 def describe(report: Report) -> list[str]:
     """The report in sentences for the console."""
     lines = [f"starting from {report.source}: {len(report.carried)} tensors taken over"]
-    lines += [f"  {key}: taken over, {how}" for key, how in report.changed.items()]
+    fitted = [key for key, how in report.changed.items() if how == FITTED]
+    shown = {key: how for key, how in report.changed.items() if how != FITTED}
+    lines += [f"  {key}: taken over, {how}" for key, how in shown.items()]
+    lines += [f"  scales of {len(fitted)} ternary layers: {FITTED}"] if fitted else []
     lines += [f"  {key}: starts afresh, {why}" for key, why in report.fresh.items()]
     lines += [f"  {key}: of the checkpoint alone, not used" for key in report.unused]
     return lines
