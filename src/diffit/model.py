@@ -190,15 +190,23 @@ def matrices_of(network: nn.Module) -> frozenset[str]:
 
 
 def scales_of(network: nn.Module) -> frozenset[str]:
-    """Names of the scales of packed and integer weights, one number for many weights.
+    """Names of the scales of packed and integer weights, one number for many weights, and of the
+    masters of ternary layers, some of which would have other codes if they were rounded.
 
     They keep the precision that they are stored in, whatever that of the network.
     """
-    return frozenset(
+    packed = {
         f"{name}.scale"
         for name, module in network.named_modules()
         if {"codes", "scale"} <= dict(module.named_buffers(recurse=False)).keys()
-    )
+    }
+    masters = {
+        f"{name}.{kind}"
+        for name, module in network.named_modules()
+        if isinstance(module, TernaryLinear)
+        for kind in ("weight", "scale")
+    }
+    return frozenset(packed | masters)
 
 
 def _model(network: nn.Module, config: ModelConfig) -> Model:

@@ -63,6 +63,22 @@ def test_a_hub_folder_holds_the_masters(run, tmp_path):
         assert torch.equal(tensors[name], tensor)
 
 
+def test_a_network_of_less_precision_has_the_same_codes(run, tmp_path):
+    out = tmp_path / "out"
+    assert diffit("hub", "export", run, out, "--dtype", "bf16") == 0
+    exact, low = load(run), load(out, dtype=torch.bfloat16)
+    assert low.denoiser.dtype == torch.bfloat16
+    for name, layer in exact.network.named_modules():
+        if isinstance(layer, TernaryLinear):
+            rounded = low.network.get_submodule(name)
+            assert rounded.bias.dtype == torch.bfloat16
+            assert torch.equal(rounded.ternary().codes, layer.ternary().codes)
+            assert torch.equal(rounded.ternary().scale, layer.ternary().scale)
+    x, sigma = torch.randn(4, *exact.shape), torch.tensor(1.0)
+    expected = exact.denoiser(x, sigma)
+    assert (low.denoiser(x, sigma) - expected).norm() < 0.02 * expected.norm()
+
+
 def told(capsys, what):
     assert diffit("info", what) == 0
     lines = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())

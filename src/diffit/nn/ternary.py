@@ -115,7 +115,8 @@ class TernaryLinear(nn.Linear):
     """A linear layer with ternary weights, trained straight through.
 
     ``weight`` (out, in) and ``bias`` are the full-precision parameters of the dense layer, under
-    the same names; ``scale`` is a parameter where it is learned and None elsewhere.
+    the same names; ``scale`` is a parameter where it is learned and None elsewhere. ``bias`` has
+    the dtype of the inputs, the other two may keep float32 in a network of less.
 
     Where the weights are all 0, as adaLN-Zero starts, the codes are 0 and so is the product. Their
     gradient is a G, so that a learned a must not be 0: it starts at 1 / sqrt(0.69 in), which would
@@ -196,7 +197,7 @@ class TernaryLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., inputs) to (..., outputs)."""
-        return linear(x, self._weight().to(self.weight.dtype), self.bias)
+        return linear(x, self._weight().to(x.dtype), self.bias)
 
     def extra_repr(self) -> str:
         """As of `nn.Linear`, and the kind of scale."""
