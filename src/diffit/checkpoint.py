@@ -140,7 +140,7 @@ def save_model(
     sealed.write_sealed(folder, config=to_yaml(config), tensors=tensors, state=state)
 
 
-def _find(path: Path, weights: str | None) -> tuple[Path, str, dict[str, Tensor]]:
+def _find(path: Path, weights: str | None) -> tuple[Path, str, Mapping[str, Tensor]]:
     """The checkpoint that ``path`` means, the name of the weights, and their tensors."""
     found = candidates(path)
     if found == [path]:
@@ -169,7 +169,7 @@ def candidates(path: Path) -> list[Path]:
     return found
 
 
-def _read_weights(folder: Path, weights: str | None) -> tuple[str, dict[str, Tensor]]:
+def _read_weights(folder: Path, weights: str | None) -> tuple[str, Mapping[str, Tensor]]:
     names = weights_in(folder)
     name = weights or names[0]
     if name in names:

@@ -161,12 +161,14 @@ def fill(
     """
     low = matrices_of(model.network) if matrices else frozenset()
     exact = scales_of(model.network)
-    copies = {}
     for name, tensor in tensors:
         kind = (matrices if name in low else dtype) or torch.float32
         kind = kind if tensor.is_floating_point() and name not in exact else tensor.dtype
-        copies[name] = tensor.to(device, kind, copy=True)
-    model.network.load_state_dict(copies, strict=False, assign=True)
+        owner, _, leaf = name.rpartition(".")
+        # One after the other, so that no more than one is there in two forms.
+        model.network.get_submodule(owner).load_state_dict(
+            {leaf: tensor.to(device, kind, copy=True)}, strict=False, assign=True
+        )
     model.network.requires_grad_(False)
 
 

@@ -15,8 +15,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from diffit import __version__
@@ -184,10 +184,37 @@ def verify(folder: Path, *files: str) -> None:
             raise DamagedError(f"{folder} is damaged: the checksum of {name} does not match")
 
 
-def read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
+def read_tensors(folder: Path, name: str) -> "TensorFile":
     """One verified set of tensors, on the CPU."""
     verify(folder, f"{name}.safetensors")
     try:
-        return load_file(folder / f"{name}.safetensors")
+        return TensorFile(folder / f"{name}.safetensors")
     except (SafetensorError, OSError) as error:
         raise DamagedError(f"{folder} is damaged: {name}.safetensors: {error}") from None
+
+
+class TensorFile(Mapping[str, Tensor]):
+    """The tensors of a safetensors file, each mapped into memory by itself when it is asked for.
+
+    Pages that were read of a mapped file count as memory until the last tensor of the mapping is
+    gone: whoever copies the tensors of one mapping has all of them twice. SafetensorError for what
+    is no such file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with safe_open(path, framework="pt") as file:
+            self.shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self.shapes:
+            raise KeyError(name)
+        with safe_open(self.path, framework="pt") as file:
+            tensor: Tensor = file.get_tensor(name)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.shapes)
+
+    def __len__(self) -> int:
+        return len(self.shapes)

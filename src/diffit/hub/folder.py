@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from pydantic import NonNegativeInt
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from diffit import __version__
@@ -29,7 +29,7 @@ from diffit.fetch import file_sha256
 from diffit.hub.card import Card, render
 from diffit.model import Model, ModelConfig, check_shapes, empty_model, fill
 from diffit.sampling import SamplingConfig
-from diffit.sealed import DamagedError, appearing, write_tensors
+from diffit.sealed import DamagedError, TensorFile, appearing, write_tensors
 
 FORMAT = 1
 """Goes up when an older version of the library could misread a folder."""
@@ -169,9 +169,7 @@ def load_folder(
     shards = [folder / name for name in content.files if name.endswith(".safetensors")]
     check_shapes(model, _shapes(shards, folder), source=str(folder))
     for shard in shards:
-        with safe_open(shard, framework="pt") as file:
-            one_by_one = ((key, file.get_tensor(key)) for key in file.keys())  # noqa: SIM118
-            fill(model, one_by_one, device=device, dtype=dtype, matrices=matrices)
+        fill(model, TensorFile(shard).items(), device=device, dtype=dtype, matrices=matrices)
     model.sampling = content.sampling
     model.provenance = {
         **content.card.provenance,
@@ -198,8 +196,7 @@ def _shapes(shards: list[Path], folder: Path) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     for shard in shards:
         try:
-            with safe_open(shard, framework="pt") as file:
-                found = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+            found = TensorFile(shard).shapes
         except SafetensorError as error:
             raise DamagedError(f"{folder} is damaged: {shard.name}: {error}") from None
         if twice := found.keys() & shapes.keys():
