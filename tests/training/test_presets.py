@@ -43,7 +43,8 @@ def test_the_presets_are_all_there():
     sizes += [f"uvit-{place}" for place in ("l-2-256", "h-2-256", "l-4-512", "h-4-512")]
     sizes += ["dimr-xl-2r-256", "dimr-g-2r-256", "dimr-xl-3r-512"]
     sizes += ["dimr-l-3r-imagenet64", "dimr-m-3r-imagenet64"]
-    sizes += [f"large-dit-{place}" for place in ("600m-256", "4.2b-256", "4.2b-512", "7b-256")]
+    large = ("600m-256", "4.2b-256", "4.2b-512", "7b-256")
+    sizes += [f"{kind}-{place}" for kind in ("large-dit", "terdit") for place in large]
     tiny = ["tiny-diffit", "tiny-latent-diffit", "tiny-dit", "tiny-uvit", "tiny-mdt", "tiny-dimr"]
     tiny += ["tiny-large-dit"]
     assert set(NAMES) == {*sizes, *PLAIN, *small, *tiny}
