@@ -1,6 +1,7 @@
 """The packed ternary layer multiplies with exactly its codes and scale, wherever it was kept."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -20,14 +21,14 @@ from diffit.nn.tiles import rows_to_tiles
 SCALES = {"tensor": (1,), "row": (40,), "group": (40, 3)}
 
 
-def layer_of(scale: str = "tensor", *, bias: bool = True, storage: str = "2-bit") -> PackedTernary:
+def layer_of(scale: str = "tensor", *, bias: bool = True, **settings: Any) -> PackedTernary:
     draw = torch.Generator().manual_seed(0)
     codes = torch.randint(-1, 2, (40, 24), generator=draw, dtype=torch.int8)
     return PackedTernary.from_codes(
         codes,
         torch.randn(SCALES[scale], generator=draw),
         torch.randn(40, generator=draw) if bias else None,
-        storage=storage,
+        **settings,
     )
 
 
@@ -186,3 +187,16 @@ def test_a_packed_network_is_built_and_filled_again(storage):
     packed_layers = [m for m in empty.network.modules() if isinstance(m, PackedTernary)]
     assert packed_layers
     assert all(layer.codes.dtype == torch.uint8 for layer in packed_layers)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_rounded_conditions_that_repeat_are_multiplied_once_and_change_no_bit(monkeypatch, scale):
+    layer = layer_of(scale, activations="int8")
+    x = torch.randn(2, 24)[torch.tensor([0, 0, 1, 0, 1, 1, 0])]
+    apart = torch.cat([layer(row[None]) for row in x])
+    seen, multiply = [], layer._rounded_product
+    monkeypatch.setattr(packed, "SEARCH_WEIGHTS", 1)
+    monkeypatch.setattr(layer, "_rounded_product", lambda rows: seen.append(rows) or multiply(rows))
+    assert torch.equal(layer(x), apart)
+    assert torch.equal(layer(x[None])[0], apart)  # tokens are not compared
+    assert [len(rows) for rows in seen] == [2, 7]

@@ -28,6 +28,9 @@ Storage = Literal["2-bit", "base-3"]
 Activations = Literal["full", "int8"]
 PANEL_WEIGHTS = 1 << 23
 """Weights that exist in full precision at a time."""
+SEARCH_WEIGHTS = 1 << 20
+"""Weights of a matrix from which it pays to look for equal rows of inputs first: 16 rows of 1024
+are compared in 0.06 ms, and a million weights multiply 16 rows in 0.09 ms."""
 
 
 class TernaryPackedConfig(Settings):
@@ -155,6 +158,10 @@ class PackedTernary(nn.Module):
             product: Tensor = _Product.apply(x, self)  # type: ignore[no-untyped-call]
             return product if self.bias is None else product + self.bias.to(x.dtype)
         if self.activations == "int8" and not self.codes.is_meta:
+            if self._may_repeat(x):
+                # Sums of integers are exact: a row is the same, to the bit, in any company.
+                distinct, which = torch.unique(x, dim=0, return_inverse=True)
+                return self._rounded_product(distinct)[which]
             rows = x.reshape(-1, self.in_features)
             return self._rounded_product(rows).view(*x.shape[:-1], self.out_features)
         return self._product(x, None if self.bias is None else self.bias.to(x.dtype))
@@ -172,6 +179,20 @@ class PackedTernary(nn.Module):
             for rows in self._panels()
         ]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+    def _may_repeat(self, x: Tensor) -> bool:
+        """Whether these are conditions, one row an image, of which few may be distinct.
+
+        What modulates blocks reads them: in sampling all images share the noise level, and a guided
+        batch of one class has two. On GPUs such products cost as much for two rows as for many.
+        """
+        return (
+            x.ndim == 2
+            and len(x) > 2
+            and self.in_features * self.out_features >= SEARCH_WEIGHTS
+            and x.device.type == "cpu"
+            and not torch.compiler.is_compiling()
+        )
 
     def _rounded_product(self, rows: Tensor) -> Tensor:
         if native.serves(rows, groups=self.scale[0].numel()):
