@@ -126,7 +126,24 @@ def test_sums_at_their_bound_do_not_overflow(level):
             x, pack_tiles(codes), torch.ones(1), None, outputs=2, level=level
         )
         torch.testing.assert_close(y, torch.tensor([[-3.0, 3.0]]).expand(rows, 2) * inputs)
-    assert not native.serves(torch.zeros(1, inputs + 1), groups=1)
+    assert not native.serves(torch.device("cpu"), inputs=inputs + 1, groups=1)
+
+
+@needs_library
+@pytest.mark.parametrize("level", range(native.levels()))
+@pytest.mark.parametrize("granularity", ["tensor", "row", "group"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_library_writes_the_weights_of_tiles(dtype, granularity, level):
+    for outputs, inputs in SHAPES:
+        if granularity == "group" and inputs % 16:
+            continue
+        codes, scale, _ = drawn(outputs, inputs, granularity)
+        groups = scale.reshape(len(scale), -1)
+        right = codes * groups.repeat_interleave(inputs // groups.shape[1], dim=1)
+        full = native.weights(
+            pack_tiles(codes), scale, outputs=outputs, inputs=inputs, dtype=dtype, level=level
+        )
+        assert torch.equal(full, right.to(dtype))
 
 
 def back_ends():
@@ -212,7 +229,7 @@ def test_groups_that_are_no_whole_tiles_are_multiplied_by_pytorch():
     codes = torch.randint(-1, 2, (8, 24), dtype=torch.int8)
     layer = PackedTernary.from_codes(codes, torch.rand(8, 3), activations="int8")
     x = torch.randn(5, 24)
-    assert not native.serves(x, groups=3)
+    assert not native.serves(x.device, inputs=24, groups=3)
     right = exactly(x, codes, layer.scale, torch.zeros(1))
     torch.testing.assert_close(layer(x).double(), right, atol=1e-5, rtol=1e-5)
 

@@ -26,7 +26,7 @@ from diffit.nn.tiles import (
 
 Storage = Literal["2-bit", "base-3"]
 Activations = Literal["full", "int8"]
-PANEL_WEIGHTS = 1 << 23
+PANEL_WEIGHTS = 1 << 20
 """Weights that exist in full precision at a time."""
 SEARCH_WEIGHTS = 1 << 20
 """Weights of a matrix from which it pays to look for equal rows of inputs first: 16 rows of 1024
@@ -195,7 +195,7 @@ class PackedTernary(nn.Module):
         )
 
     def _rounded_product(self, rows: Tensor) -> Tensor:
-        if native.serves(rows, groups=self.scale[0].numel()):
+        if self._has_library(rows.device):
             return native.rounded_product(
                 rows, self.codes, self.scale, self.bias, outputs=self.out_features
             )
@@ -221,15 +221,25 @@ class PackedTernary(nn.Module):
 
     def _weight(self, rows: slice, dtype: torch.dtype) -> Tensor:
         """The weights of some outputs, from a whole tile on, in full precision."""
-        codes = self._codes(rows).to(torch.float32)
         scale = self.scale if len(self.scale) == 1 else self.scale[rows]
-        groups = codes.view(len(codes), scale[0].numel(), -1)
+        count = rows.stop - rows.start
+        if self._has_library(self.codes.device):
+            tiles = self._tiles_of(rows)
+            return native.weights(tiles, scale, outputs=count, inputs=self.in_features, dtype=dtype)
+        codes = self._codes(rows).to(torch.float32)
+        groups = codes.view(count, scale[0].numel(), -1)
         return groups.mul_(scale.reshape(len(scale), -1, 1)).view(codes.shape).to(dtype)
 
     def _codes(self, rows: slice) -> Tensor:
         """The codes of some outputs, from a whole tile on, as int8."""
-        tiles = self.codes[rows.start // TILE : -(-rows.stop // TILE)]
-        return unpack_tiles(tiles, rows.stop - rows.start, self.in_features)
+        return unpack_tiles(self._tiles_of(rows), rows.stop - rows.start, self.in_features)
+
+    def _tiles_of(self, rows: slice) -> Tensor:
+        return self.codes[rows.start // TILE : -(-rows.stop // TILE)]
+
+    def _has_library(self, device: torch.device) -> bool:
+        groups = self.scale[0].numel()
+        return native.serves(device, inputs=self.in_features, groups=groups)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         """Moves; the scale, one number for many weights, keeps its precision."""

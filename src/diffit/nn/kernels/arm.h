@@ -69,6 +69,8 @@ inline void multiply(const Job& job, const Panel& panel, Dots dots, int64_t bloc
     multiply_block(job, panel, dots, block);
 }
 
-constexpr Level LEVEL = {nullptr, many, widen, round, multiply};
+inline void dequantise(const Matrix& matrix, int64_t output) { dequantise_row(matrix, output); }
+
+constexpr Level LEVEL = {nullptr, many, widen, round, multiply, dequantise};
 
 }  // namespace ternary::neon

@@ -25,6 +25,12 @@ constexpr int CHUNK = 256;       // inputs that are rounded at once
 
 enum Dtype : int { FLOAT32 = 0, BFLOAT16 = 1 };
 
+// 16 numbers, in as many vectors as an instruction set needs for them.
+typedef int32_t Ints __attribute__((vector_size(4 * TILE)));
+typedef uint32_t Words __attribute__((vector_size(4 * TILE)));
+typedef uint16_t Halves __attribute__((vector_size(2 * TILE)));
+typedef float Floats __attribute__((vector_size(4 * TILE)));
+
 struct Job {
     const void* x;         // (rows, inputs)
     const uint8_t* tiles;  // (outputs / 16, inputs / 16, 64), rounded up
@@ -63,6 +69,15 @@ struct Panel {
 using Dots = void (*)(const uint8_t* half0, const uint8_t* half1, const int8_t* q, int64_t rows,
                       int64_t steps, int32_t* sums);
 
+// A matrix of (outputs, inputs) weights a W to be written in full precision.
+struct Matrix {
+    const uint8_t* tiles;
+    const float* scale;  // a (scale_rows, groups)
+    void* weights;
+    int64_t outputs, inputs, scale_rows, groups;
+    int dtype;
+};
+
 // What an instruction set offers.
 struct Level {
     Dots few;   // of packed codes, up to MAX_FEW rows; or null
@@ -70,6 +85,7 @@ struct Level {
     void (*widen)(const uint8_t* tiles, int64_t columns, uint8_t* wide);
     void (*round)(const Job&, int64_t block);
     void (*multiply)(const Job&, const Panel&, Dots, int64_t block);
+    void (*dequantise)(const Matrix&, int64_t output);
 };
 
 INLINE void read(const Job& job, int64_t place, int64_t count, float* values) {
@@ -145,27 +161,38 @@ INLINE void round_block(const Job& job, int64_t block) {
     }
 }
 
-INLINE uint16_t to_bfloat16(float value) {
-    uint32_t bits;
-    std::memcpy(&bits, &value, 4);
-    const uint32_t nearest = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-    return static_cast<uint16_t>((bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : nearest);
+// 16 numbers, rounded to nearest, halves to even.
+INLINE void to_bfloat16(const float* values, uint16_t* out) {
+    Words bits;
+    std::memcpy(&bits, values, sizeof bits);
+    const Words nearest = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    const Words is_nan = Words((bits & 0x7fffffff) > 0x7f800000);
+    const Halves halves =
+        __builtin_convertvector((is_nan & 0x7fc0) | (~is_nan & nearest), Halves);
+    std::memcpy(out, &halves, sizeof halves);
 }
 
-INLINE void write(const Job& job, const Panel& panel, int64_t row, const float* values) {
-    const int64_t place = row * job.outputs + panel.first;
-    if (job.dtype == FLOAT32) {
-        float* const y = static_cast<float*>(job.y) + place;
-        if (panel.count == PANEL) {
-            std::memcpy(y, values, 4 * PANEL);
+// Into the place of `count` numbers of a dtype; most often all N.
+template <int N>
+INLINE void store(void* numbers, int dtype, int64_t place, const float (&values)[N],
+                  int64_t count) {
+    if (dtype == FLOAT32) {
+        float* const out = static_cast<float*>(numbers) + place;
+        if (count == N) {
+            std::memcpy(out, values, 4 * N);
         } else {
-            std::memcpy(y, values, 4 * panel.count);
+            std::memcpy(out, values, 4 * count);
         }
         return;
     }
-    uint16_t half[PANEL];
-    for (int o = 0; o < PANEL; ++o) half[o] = to_bfloat16(values[o]);
-    std::memcpy(static_cast<uint16_t*>(job.y) + place, half, 2 * panel.count);
+    uint16_t half[N];
+    for (int i = 0; i < N; i += TILE) to_bfloat16(values + i, half + i);
+    uint16_t* const out = static_cast<uint16_t*>(numbers) + place;
+    if (count == N) {
+        std::memcpy(out, half, 2 * N);
+    } else {
+        std::memcpy(out, half, 2 * count);
+    }
 }
 
 // A panel's part of the product, for the rows of a block.
@@ -194,7 +221,7 @@ INLINE void multiply_block(const Job& job, const Panel& panel, Dots dots, int64_
         alignas(64) float values[PANEL];
         const float s = job.row_scale[first + r];
         for (int o = 0; o < PANEL; ++o) values[o] = total[r * PANEL + o] * s + panel.bias[o];
-        write(job, panel, first + r, values);
+        store(job.y, job.dtype, (first + r) * job.outputs + panel.first, values, panel.count);
     }
 }
 
@@ -209,6 +236,27 @@ inline void by_fours(const Sixteen (&by_rows)[4], const uint8_t* half0, const ui
         dots(half0, q + 4 * r, rows, steps, sums + r * PANEL);
         dots(half1, q + 4 * r, rows, steps, sums + r * PANEL + TILE);
     }
+}
+
+// The weights of an output.
+INLINE void dequantise_row(const Matrix& matrix, int64_t output) {
+    const Words shifts = {0, 8, 16, 24, 2, 10, 18, 26, 4, 12, 20, 28, 6, 14, 22, 30};
+    const int64_t columns = (matrix.inputs + TILE - 1) / TILE;
+    const int64_t columns_per_group = columns / matrix.groups;
+    const uint8_t* tile = matrix.tiles + output / TILE * columns * TILE_BYTES;
+    const float* scale = matrix.scale + (matrix.scale_rows == 1 ? 0 : output * matrix.groups);
+    for (int64_t t = 0, end = 0; t < columns; ++scale)
+        for (end += columns_per_group; t < end; ++t, tile += TILE_BYTES) {
+            uint32_t bytes;  // byte j has at bits 2 g the code of input 4 g + j
+            std::memcpy(&bytes, tile + 4 * (output % TILE), 4);
+            const Ints weights = Ints((bytes - Words{}) >> shifts & 3) - 1;
+            const Floats scaled = __builtin_convertvector(weights, Floats) * *scale;
+            float values[TILE];
+            std::memcpy(values, &scaled, sizeof values);
+            const int64_t k = t * TILE, left = matrix.inputs - k;
+            store(matrix.weights, matrix.dtype, output * matrix.inputs + k, values,
+                  left < TILE ? left : TILE);
+        }
 }
 
 // A row of tiles, a byte a code: [input / 4][output][4].

@@ -1,4 +1,4 @@
-"""W1.58A8 on CPUs, by the C++ library beside this file, where there is one."""
+"""Ternary matrices on CPUs, by the C++ library beside this file, where there is one."""
 
 import ctypes
 from functools import cache
@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-VERSION = 1
+VERSION = 2
 """Of the library's interface; one that was built for another is not used."""
 LARGEST_INPUTS = 1 << 18
 """Sums of longer rows could leave 32 bits."""
@@ -25,13 +25,11 @@ def levels() -> int:
     return 0 if library is None else int(library.diffit_ternary_levels())
 
 
-def serves(x: Tensor, *, groups: int) -> bool:
-    """Whether `rounded_product` can multiply these (M, K) rows; else PyTorch must."""
-    inputs = x.shape[1]
+def serves(device: torch.device, *, inputs: int, groups: int) -> bool:
+    """Whether the library takes such matrices; else PyTorch must."""
     return (
-        x.device.type == "cpu"
+        device.type == "cpu"
         and 0 < inputs <= LARGEST_INPUTS
-        and x.numel() > 0
         and (groups == 1 or inputs // groups % 16 == 0)
         and not torch.compiler.is_compiling()
         and levels() > 0
@@ -53,18 +51,18 @@ def rounded_product(
         x: (M, K); float16 and float64 are computed as float32.
         level: of the instruction set; the fastest by default.
     """
-    library = _library()
-    if library is None:
-        raise RuntimeError("diffit was installed without its C++ library")
     rows = x.detach().to(x.dtype if x.dtype in DTYPES else torch.float32).contiguous()
     scale = scale.float().contiguous()
     bias = None if bias is None else bias.detach().float().contiguous()
     tiles = tiles.contiguous()
-    (count, inputs), groups = rows.shape, scale.shape[1] if scale.ndim == 2 else 1
-    threads = max(1, min(torch.get_num_threads(), count * inputs * outputs // THREAD_WORK))
+    (count, inputs), groups = rows.shape, scale[0].numel()
+    y = torch.empty(count, outputs, dtype=rows.dtype)
+    if y.numel() == 0:
+        return y.to(x.dtype)
+    library, level = _opened(level)
+    threads = _threads(count * inputs * outputs)
     size = library.diffit_ternary_memory(count, inputs, outputs, groups, threads)
     memory = torch.empty(size, dtype=torch.uint8)
-    y = torch.empty(count, outputs, dtype=rows.dtype)
     library.diffit_ternary_linear(
         rows.data_ptr(),
         tiles.data_ptr(),
@@ -79,9 +77,49 @@ def rounded_product(
         groups,
         DTYPES[rows.dtype],
         threads,
-        levels() - 1 if level is None else level,
+        level,
     )
     return y.to(x.dtype)
+
+
+def weights(
+    tiles: Tensor,
+    scale: Tensor,
+    *,
+    outputs: int,
+    inputs: int,
+    dtype: torch.dtype,
+    level: int | None = None,
+) -> Tensor:
+    """(N, K) weights a W of tiles in full precision."""
+    tiles, scale = tiles.contiguous(), scale.float().contiguous()
+    full = torch.empty(outputs, inputs, dtype=dtype if dtype in DTYPES else torch.float32)
+    library, level = _opened(level)
+    library.diffit_ternary_weights(
+        tiles.data_ptr(),
+        scale.data_ptr(),
+        full.data_ptr(),
+        outputs,
+        inputs,
+        len(scale),
+        scale[0].numel(),
+        DTYPES[full.dtype],
+        _threads(16 * full.numel()),  # to write a weight takes the time of some products
+        level,
+    )
+    return full.to(dtype)
+
+
+def _opened(level: int | None) -> tuple[ctypes.CDLL, int]:
+    """The library, and the fastest level unless another one is asked for."""
+    library, count = _library(), levels()
+    if library is None:
+        raise RuntimeError("diffit was installed without its C++ library")
+    return library, count - 1 if level is None else level
+
+
+def _threads(work: int) -> int:
+    return max(1, min(torch.get_num_threads(), work // THREAD_WORK))
 
 
 @cache
@@ -101,6 +139,8 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     pointer, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
     library.diffit_ternary_memory.restype = size
     library.diffit_ternary_memory.argtypes = [*(size,) * 4, number]
+    library.diffit_ternary_weights.restype = None
+    library.diffit_ternary_weights.argtypes = [*(pointer,) * 3, *(size,) * 4, *(number,) * 3]
     library.diffit_ternary_linear.restype = None
     library.diffit_ternary_linear.argtypes = [*(pointer,) * 6, *(size,) * 5, *(number,) * 3]
     return library

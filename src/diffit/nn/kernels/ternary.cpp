@@ -43,7 +43,9 @@ void multiply(const Job& job, const Panel& panel, Dots dots, int64_t block) {
     multiply_block(job, panel, dots, block);
 }
 
-constexpr Level LEVEL = {nullptr, many, widen, round, multiply};
+void dequantise(const Matrix& matrix, int64_t output) { dequantise_row(matrix, output); }
+
+constexpr Level LEVEL = {nullptr, many, widen, round, multiply, dequantise};
 
 }  // namespace portable
 
@@ -173,7 +175,7 @@ void run(const Job& job, const Level& level, const Memory& memory, int threads) 
 }  // namespace ternary
 
 // Goes up with every change of this interface.
-EXPORT int diffit_ternary_version() { return 1; }
+EXPORT int diffit_ternary_version() { return 2; }
 
 // Number of instruction sets that this machine has; they go from 0, portable, to the fastest.
 EXPORT int diffit_ternary_levels() {
@@ -217,4 +219,16 @@ EXPORT void diffit_ternary_linear(const void* x, const uint8_t* tiles, const flo
     ternary::Memory pieces{reinterpret_cast<uint8_t*>(start)};
     ternary::divide(job, pieces);
     ternary::run(job, *ternary::level_of(level), pieces, threads);
+}
+
+// (outputs, inputs) weights a W; groups as above.
+EXPORT void diffit_ternary_weights(const uint8_t* tiles, const float* scale, void* weights,
+                                   int64_t outputs, int64_t inputs, int64_t scale_rows,
+                                   int64_t groups, int dtype, int threads, int level) {
+    const ternary::Matrix matrix{tiles,  scale,      weights, outputs,
+                                 inputs, scale_rows, groups,  dtype};
+    const auto dequantise = ternary::level_of(level)->dequantise;
+    (void)threads;
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
+    for (int64_t output = 0; output < outputs; ++output) dequantise(matrix, output);
 }

@@ -116,7 +116,9 @@ AVX512 inline void multiply(const Job& job, const Panel& panel, Dots dots, int64
     multiply_block(job, panel, dots, block);
 }
 
-constexpr Level LEVEL = {few, many, widen, round, multiply};
+AVX512 inline void dequantise(const Matrix& matrix, int64_t output) { dequantise_row(matrix, output); }
+
+constexpr Level LEVEL = {few, many, widen, round, multiply, dequantise};
 
 }  // namespace ternary::avx512
 
@@ -175,6 +177,8 @@ AVX2 inline void multiply(const Job& job, const Panel& panel, Dots dots, int64_t
     multiply_block(job, panel, dots, block);
 }
 
-constexpr Level LEVEL = {nullptr, many, widen, round, multiply};
+AVX2 inline void dequantise(const Matrix& matrix, int64_t output) { dequantise_row(matrix, output); }
+
+constexpr Level LEVEL = {nullptr, many, widen, round, multiply, dequantise};
 
 }  // namespace ternary::avx2
