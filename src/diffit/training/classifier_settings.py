@@ -28,11 +28,11 @@ class ClassifierTrain(Settings):
 
     images: PositiveInt = 200_000
     """Length of the run in images."""
-    batch: int = Field(default=64, gt=0, le=1 << 16)
+    batch: int = Field(default=128, gt=0, le=1 << 16)
     """Images of one step."""
     seed: int = 0
     """Follows into the initial weights, the order of images, and every draw."""
-    lr: float = Field(default=2e-3, gt=0)
+    lr: float = Field(default=3e-3, gt=0)
     """Highest learning rate of AdamW; it falls to 0 along a cosine."""
     warmup: int = Field(default=5_000, ge=0)
     """Images over which the learning rate rises linearly."""
@@ -44,7 +44,7 @@ class ClassifierTrain(Settings):
     """Share of the target that is spread over all classes."""
     shift: int = Field(default=1, ge=0, le=64)
     """Images move by up to so many pixels each way; what comes in is black."""
-    noise: float = Field(default=0.5, ge=0)
+    noise: float = Field(default=0.0, ge=0)
     """Highest standard deviation of Gaussian noise on images, for pixels in [-1, 1]."""
     noise_share: float = Field(default=0.5, ge=0, le=1)
     """Share of the images that get noise, of a level uniform between 0 and the highest."""
