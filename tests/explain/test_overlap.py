@@ -110,7 +110,7 @@ def test_entries_that_lie_the_right_way_already_cost_nothing(direction):
 
 def test_the_threshold_form_is_never_above_the_pooled_one_and_often_below():
     ratios = []
-    for w in maps(200, (6, 30), spread=0.5):
+    for w in maps(80, (6, 30), spread=0.5):
         k = len(w) // 2
         exchange = leaving(w, k, 0.5)
         for order in (1.1, 2.0, 10.0):

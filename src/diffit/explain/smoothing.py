@@ -4,6 +4,7 @@ Copy j of image i has its own noise, a function of (seed, i, j, purpose) alone. 
 in units of a fixed size and summed up in the order of the units, so that a result does not depend
 on the number of processes. Denoising is a part of the classifier that is smoothed (Carlini et al.,
 arXiv:2206.10550): the certificate rests on the noise that was added, not on the denoiser's quality.
+It takes that noise, float32 numbers of a generator, for Gaussian, as the literature does.
 """
 
 import math
