@@ -6,6 +6,7 @@ import os
 import torch
 from torch import Tensor
 
+from diffit.errors import CheckpointError
 from diffit.explain.classifier import Classifier, as_classifier
 from diffit.explain.smoothing import Smoothed, Smoothing
 from oracle import Gaussian
@@ -49,6 +50,11 @@ def deadly() -> Smoothed:
         os._exit(1)
 
     return Smoothed(as_classifier(end, shape=SHAPE, class_names="ab"), Smoothing(0.5))
+
+
+def missing() -> Smoothed:
+    """What is no longer there when a process wants to open it."""
+    raise CheckpointError("the denoiser has gone")
 
 
 def chance(distance: float, sigma: float) -> float:

@@ -5,9 +5,9 @@ from functools import partial
 
 import pytest
 import torch
-from smoothed_models import at, deadly, opened
+from smoothed_models import at, deadly, missing, opened
 
-from diffit.errors import UsageError
+from diffit.errors import CheckpointError, UsageError
 from diffit.explain.processes import in_processes
 from diffit.explain.smoothed import certify, mean_map, predict, votes
 
@@ -45,6 +45,15 @@ def test_a_process_that_dies_is_one_sentence_and_leaves_nothing_behind():
     ):
         certify(opened(0.5), at(0.4), run=run)
     assert threading.active_count() <= before
+
+
+def test_what_a_process_cannot_open_is_one_sentence(capfd):
+    with (
+        pytest.raises(CheckpointError, match="the denoiser has gone"),
+        in_processes(missing, 1) as run,
+    ):
+        certify(opened(0.5), at(0.4), run=run)
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_no_process_is_refused():

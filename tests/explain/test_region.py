@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 
+from diffit.errors import UsageError
 from diffit.explain.bounds import Moments, samples_needed
 from diffit.explain.certify import certify_votes
 from diffit.explain.overlap import renyi
@@ -102,6 +103,11 @@ def test_a_certificate_says_how_many_maps_a_radius_needs():
     assert found.needed == samples_needed(few, 3, 1.0, eta=0.05) > 30
     enough = few._replace(n=found.needed)
     assert certify_estimate(enough, 3, 1.0, sigma=0.5, dimensions=64).radius_l2 > 0
+
+
+def test_a_single_map_is_refused_where_confidence_is_wanted():
+    with pytest.raises(UsageError, match="average at least 2"):
+        certify_estimate(FOUND._replace(n=1), 3, 1.0, sigma=0.5, dimensions=64)
 
 
 def test_a_condition_that_nothing_can_break_is_called_infinite():

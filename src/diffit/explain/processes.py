@@ -12,12 +12,11 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any
 
 import torch
 
 from diffit.data.workers import end_with_parent
-from diffit.errors import UsageError
+from diffit.errors import DiffitError, UsageError
 from diffit.explain.smoothing import Job, MapSums, Smoothed, Votes
 
 AHEAD = 2
@@ -76,7 +75,7 @@ def in_processes(open_smoothed: Open, processes: int) -> Iterator[Callable[..., 
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-_smoothed: Smoothed | None = None  # of this worker process
+_smoothed: Smoothed | DiffitError | None = None  # of this worker process
 
 
 def _begin(open_smoothed: Open) -> None:
@@ -84,10 +83,15 @@ def _begin(open_smoothed: Open) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     threading.Thread(target=end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
-    _smoothed = open_smoothed()
+    try:
+        _smoothed = open_smoothed()
+    except DiffitError as error:  # told by the first job: here it would only be printed
+        _smoothed = error
 
 
-def _unit(job: Job) -> Any:
+def _unit(job: Job) -> Part:
+    if isinstance(_smoothed, DiffitError):
+        raise _smoothed
     if _smoothed is None:
         raise RuntimeError("a worker was asked before it had its classifier")
     return _smoothed.unit(job._replace(image=torch.from_numpy(job.image)))

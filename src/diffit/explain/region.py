@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 
+from diffit.errors import UsageError
 from diffit.explain.bounds import Bound, Moments, Top, box, samples_needed, worst_exchange
 from diffit.explain.certify import LabelCertificate
 from diffit.explain.overlap import (
@@ -198,6 +199,8 @@ def certify_estimate(
     )  # fmt: skip
     if eta is None:
         return replace(point, of="point", m=moments.n)
+    if moments.n < 2:
+        raise UsageError("one map says nothing of how maps vary; average at least 2")
     exchange = worst_exchange(moments, k, beta, box(moments, eta, bound), top=of)
     best = best_radius(exchange, sigma, orders=orders, directions=directions, form=form)
     return replace(
