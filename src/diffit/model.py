@@ -164,12 +164,22 @@ def fill(
     for name, tensor in tensors:
         kind = (matrices if name in low else dtype) or torch.float32
         kind = kind if tensor.is_floating_point() and name not in exact else tensor.dtype
-        owner, _, leaf = name.rpartition(".")
         # One after the other, so that no more than one is there in two forms.
-        model.network.get_submodule(owner).load_state_dict(
-            {leaf: tensor.to(device, kind, copy=True)}, strict=False, assign=True
-        )
+        _give(model.network, name, tensor.to(device, kind, copy=True))
     model.network.requires_grad_(False)
+
+
+def _give(network: nn.Module, name: str, tensor: Tensor) -> None:
+    """Put a tensor in its place; CheckpointError, by name, for what cannot be there."""
+    owner, _, leaf = name.rpartition(".")
+    module = network.get_submodule(owner)
+    if tensor.is_floating_point() != getattr(module, leaf).is_floating_point():
+        kind = str(tensor.dtype).removeprefix("torch.")
+        raise CheckpointError(f"tensor {name!r} holds {kind}, which its layer does not take")
+    try:
+        module.load_state_dict({leaf: tensor}, strict=False, assign=True)
+    except CheckpointError as error:
+        raise CheckpointError(f"{owner}: {error}") from None
 
 
 def matrices_of(network: nn.Module) -> frozenset[str]:
