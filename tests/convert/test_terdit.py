@@ -133,9 +133,10 @@ def test_there_and_back_gives_the_same_bytes(form):
         assert torch.equal(tensors[name], tensor), name
 
 
-def test_masters_packed_here_are_the_released_file_byte_for_byte():
-    network = read("masters")[1]
-    swap_linears_(network, lambda layer: PackedTernary.of(layer, TernaryPackedConfig()))
+@pytest.mark.parametrize("storage", ["2-bit", "base-3"])
+def test_masters_packed_here_are_the_released_file_byte_for_byte(storage):
+    network, config = read("masters")[1], TernaryPackedConfig(storage=storage)
+    swap_linears_(network, lambda layer: PackedTernary.of(layer, config))
     tensors = to_reference(network)[1]
     for name, tensor in released("packed")[1].items():
         assert torch.equal(tensors[name], tensor), name

@@ -15,7 +15,7 @@ from diffit.convert.family import Names, Shapes
 from diffit.errors import CheckpointError
 from diffit.nn.embed import sincos_grid
 from diffit.nn.rotary import axial_rotation, line_rotation
-from diffit.nn.tiles import rows_to_tiles, tiles_to_rows
+from diffit.nn.tiles import base3_to_tiles, rows_to_tiles, tiles_to_rows
 
 
 def expected_shapes(ours: Mapping[str, Tensor], names: Names, changed: Shapes) -> Shapes:
@@ -61,7 +61,9 @@ def to_theirs(ours: Mapping[str, Tensor], names: Names, changed: Shapes) -> dict
         theirs, tensor = names[name], tensor.detach()
         shape = tuple(changed.get(name, tuple(tensor.shape)))
         if tensor.dtype == torch.uint8:
-            tensor = tiles_to_rows(tensor, 4 * shape[0], shape[1])
+            size = 4 * shape[0], shape[1]
+            tiles = tensor if tensor.ndim == 3 else base3_to_tiles(tensor, *size, source=name)
+            tensor = tiles_to_rows(tiles, *size)
         tensor = as_shape(tensor, shape)
         if isinstance(theirs, str):
             found[theirs] = tensor
