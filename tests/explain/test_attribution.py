@@ -1,5 +1,7 @@
 """Every method: recorded maps, closed forms, and that no image's map depends on another image."""
 
+from functools import partial
+
 import pytest
 import torch
 from reference_vit import recorded, reference_vit
@@ -21,6 +23,7 @@ from diffit.explain.attribution.generic import attribution_rollout, generic_rele
 from diffit.explain.attribution.gradcam import gradcam
 from diffit.explain.attribution.gradients import gradient_input, integrated_gradients, smoothgrad
 from diffit.explain.classifier import as_classifier
+from diffit.explain.smoothing import Job, Smoothed, Smoothing
 from diffit.explain.vit import ViTConfig, build_vit
 
 TINY = ViTConfig(size=8, channels=1, patch=2, width=16, depth=3, heads=2, classes=4)
@@ -255,3 +258,23 @@ def test_display_uses_the_whole_range_of_each_image():
 def test_positive_shares_are_probabilities():
     shares = positive_share(torch.tensor([[1.0, -5.0, 3.0, 0.0], [-1.0, 0.0, 0.0, 0.0]]))
     torch.testing.assert_close(shares, torch.tensor([[0.25, 0, 0.75, 0], [0.25, 0.25, 0.25, 0.25]]))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_can_be_smoothed(vit, images, name):
+    def sums(*ranges: range):
+        explain = partial(token_maps, name, vit)
+        smoothed = Smoothed(vit, Smoothing(sigma=0.5), explain)
+        jobs = [Job(images[0], 0, "maps", copies, label=1) for copies in ranges]
+        return sum(job.total for job in smoothed.run(iter(jobs)))
+
+    together = sums(range(8))
+    assert together.sum() == pytest.approx(8)
+    assert together.min() >= 0
+    # A copy's map depends neither on the unit it is computed in nor on the others.
+    assert sums(range(5), range(5, 8)) == pytest.approx(together, rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_no_image_has_no_map(vit, images, name):
+    assert len(METHODS[name].run(vit, images[:0], LABELS[:0])) == 0

@@ -10,10 +10,11 @@ from safetensors.torch import load_file, save_file
 from diffit.errors import CheckpointError, UsageError
 from diffit.explain.attribution import METHODS, token_maps
 from diffit.explain.classifier import is_attentive
-from diffit.explain.transformers_folder import is_transformers
+from diffit.explain.transformers_folder import fetch_transformers, is_transformers
 from diffit.explain.transformers_model import EagerModel, wrap_model
 from diffit.explain.transformers_vit import open_transformers
 from diffit.explain.vit import ViT
+from diffit.fetch import parse_id
 
 transformers = pytest.importorskip("transformers")
 
@@ -207,6 +208,17 @@ def test_an_adapted_model_that_is_not_whole_is_refused_in_a_sentence(folders, tm
     (folder / WEIGHTS).write_bytes(b"nothing")
     with pytest.raises(CheckpointError, match="cannot be read as an image classifier"):
         open_transformers(folder)
+
+
+def test_a_repository_is_found_in_the_cache(folders, tmp_path, monkeypatch):
+    monkeypatch.setenv("DIFFIT_CACHE", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    source = parse_id("owner/tiny-vit")
+    with pytest.raises(CheckpointError, match="is not in the cache of this machine"):
+        fetch_transformers(source)
+    (tmp_path / "owner").mkdir()
+    copy(folders / "vit", tmp_path / "owner").rename(tmp_path / "owner" / "tiny-vit")
+    assert open_transformers(fetch_transformers(source), name=str(source)).name == "owner/tiny-vit"
 
 
 def test_a_missing_library_is_named(folders, monkeypatch):
