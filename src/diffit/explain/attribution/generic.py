@@ -58,7 +58,7 @@ def attribution_rollout(
 ) -> Tensor:
     """Rollout of max_h (grad A * A * sum_k a_k / m)^+, as the reproduction arXiv:2509.14846 has it.
 
-    The sum stands for the integral of attention attribution (arXiv:2004.11207, Eq. 4), of which
+    The sum stands for the integral of attention attribution (arXiv:2004.11207), of which
     the gradient is taken once, at the attention itself: 20 points a_k on [0, 1] give a factor 1/2.
     The positive part is ours: the rows of a rollout are weights.
 

@@ -40,7 +40,7 @@ def integrated_gradients(
     baseline: float = -1.0,
     create_graph: bool = False,
 ) -> Tensor:
-    """Gradient averaged on the way from a plain image, times that way (arXiv:1703.01365, Eq. 1-3).
+    """Gradient averaged on the way from a plain image, times that way (arXiv:1703.01365).
 
     The map of an image sums to its class score less that of the plain image, up to the error of
     the sum of midpoints, which falls with the square of ``steps``.
@@ -78,7 +78,7 @@ def smoothgrad(
     seed: int = 0,
     create_graph: bool = False,
 ) -> Tensor:
-    """Size of the gradient averaged over noisy copies of an image (arXiv:1706.03825, Eq. 1).
+    """Size of the gradient averaged over noisy copies of an image (arXiv:1706.03825).
 
     All images get the same noise, so that a map depends on its image and ``seed`` alone.
 

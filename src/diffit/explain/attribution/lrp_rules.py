@@ -69,7 +69,7 @@ def residual_plain(relevance: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Ten
 
 
 def residual_balanced(relevance: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """As `residual_plain`, then scaled so that the two totals keep the relevance (Eq. 8-9).
+    """As `residual_plain`, then scaled so that the two totals keep the relevance.
 
     Where terms of opposite signs nearly cancel their parts explode; of each image the totals are
     brought to |sum R_a| and |sum R_b| over the sum of both, times sum R.
