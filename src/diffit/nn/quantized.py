@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from diffit.config import Settings
 from diffit.errors import CheckpointError
-from diffit.nn.rounding import fit_scale, round_tokens, rounded
+from diffit.nn.rounding import compensated, fit_scale, nearest, round_tokens
 
 Activations = Literal["full", "int8"]
 
@@ -74,18 +74,18 @@ class Int8Linear(nn.Module):
 
     @classmethod
     def of(
-        cls, layer: nn.Linear, config: Int8Config, *, importance: Tensor | None = None
+        cls, layer: nn.Linear, config: Int8Config, *, gram: Tensor | None = None
     ) -> "Int8Linear":
         """A layer with its weights rounded; without memory if it has none (device meta).
 
-        ``importance`` (in,) is the mean square of each input, see `fit_scale`.
+        ``gram`` (in, in) tells of its inputs, see `compensated`; without it the nearest are taken.
         """
         made = cls(*_sizes(layer), activations=config.activations, device=layer.weight.device)
         _take_bias(made, layer)
         if not layer.weight.is_meta:
             weight = layer.weight.detach()
-            made.scale = fit_scale(weight, 127, importance=importance)
-            made.codes = rounded(weight, made.scale, 127).to(torch.int8)
+            made.scale = fit_scale(weight, 127)
+            made.codes = _rounded(weight, made.scale[:, None], 127, gram).to(torch.int8)
         return made
 
     def weight_rows(self, first: int, last: int, dtype: torch.dtype) -> Tensor:
@@ -162,22 +162,18 @@ class Int4Linear(nn.Module):
 
     @classmethod
     def of(
-        cls, layer: nn.Linear, config: Int4Config, *, importance: Tensor | None = None
+        cls, layer: nn.Linear, config: Int4Config, *, gram: Tensor | None = None
     ) -> "Int4Linear":
-        """A layer with its weights rounded; without memory if it has none (device meta).
-
-        ``importance`` (in,) is the mean square of each input, see `fit_scale`.
-        """
+        """A layer with its weights rounded; arguments as of `Int8Linear.of`."""
         group = config.group
         made = cls(*_sizes(layer), group=group, device=layer.weight.device)
         _take_bias(made, layer)
         if layer.weight.is_meta:
             return made
-        weight = _grouped(layer.weight.detach(), group)
-        counts = torch.ones(layer.in_features) if importance is None else importance
-        counts = _grouped(counts.to(weight)[None], group)
-        made.scale = fit_scale(weight, 7.5, importance=counts, dtype=torch.bfloat16)
-        codes = rounded(weight, made.scale, 7.5).add_(7.5).to(torch.uint8)
+        weight = layer.weight.detach()
+        made.scale = fit_scale(_grouped(weight, group), 7.5, dtype=torch.bfloat16)
+        scale = made.scale.repeat_interleave(group, dim=1)[:, : layer.in_features]
+        codes = _grouped(_rounded(weight, scale, 7.5, gram), group).add_(7.5).to(torch.uint8)
         lower, upper = codes.chunk(2, dim=-1)
         made.codes = lower | upper << 4
         return made
@@ -268,6 +264,10 @@ def _sizes(layer: nn.Linear) -> tuple[int, int]:
 def _take_bias(made: IntegerLinear, layer: nn.Linear) -> None:
     bias: Tensor | None = layer.bias
     made.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=False)
+
+
+def _rounded(weight: Tensor, scale: Tensor, top: float, gram: Tensor | None) -> Tensor:
+    return nearest(weight, scale, top) if gram is None else compensated(weight, scale, top, gram)
 
 
 def _grouped(weight: Tensor, group: int) -> Tensor:
