@@ -95,13 +95,6 @@ def test_rounded_activations_are_products_of_integers():
     assert not torch.allclose(layer(x), Int8Linear.of(before, Int8Config())(x), atol=1e-4)
 
 
-def test_without_a_product_of_integers_the_rounded_activations_are_the_same(monkeypatch):
-    layer, x = Int8Linear.of(dense(), Int8Config(activations="int8")), draw(6, 44, seed=2)
-    whole = layer(x)
-    monkeypatch.setattr(quantized, "_multiplies_integers", lambda *_: False)
-    torch.testing.assert_close(layer(x), whole, atol=1e-5, rtol=1e-5)
-
-
 @pytest.mark.parametrize("rows", [1, 2, 15, 17, 64])
 @pytest.mark.parametrize("sizes", [(1, 1), (5, 7), (8, 8), (33, 18)])
 def test_any_size_and_number_of_rows(sizes, rows):

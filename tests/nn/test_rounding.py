@@ -1,9 +1,9 @@
-"""Real numbers as integers times a scale."""
+"""Weights as integers times a scale."""
 
 import pytest
 import torch
 
-from diffit.nn.rounding import compensated, fit_scale, nearest, round_tokens
+from diffit.nn.rounding import compensated, fit_scale, nearest
 
 
 def draw(*shape, seed=0):
@@ -105,21 +105,3 @@ def test_inputs_that_were_never_anything_do_no_harm():
     assert torch.equal(
         compensated(weight, scale, 127, torch.zeros(8, 8)), nearest(weight, scale, 127)
     )
-
-
-def test_tokens_fill_the_range_of_int8():
-    codes, scale = round_tokens(torch.tensor([[0.5, -2.0, 1.0], [1e-3, 0.0, 1e-3]]))
-    assert codes.tolist() == [[32, -127, 64], [127, 0, 127]]
-    torch.testing.assert_close(scale, torch.tensor([[2 / 127], [1e-3 / 127]]))
-
-
-def test_a_token_of_zeros_or_of_nearly_nothing_gives_zeros():
-    codes, scale = round_tokens(torch.tensor([[0.0, 0.0], [1e-44, 0.0]]))
-    assert not codes.any()
-    assert scale.isfinite().all()
-
-
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_a_token_that_is_not_finite_has_no_scale(bad):
-    _, scale = round_tokens(torch.tensor([[1.0, bad], [1.0, 2.0]]))
-    assert scale.isnan().tolist() == [[True], [False]]

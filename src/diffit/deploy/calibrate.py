@@ -105,4 +105,6 @@ def _rounded(layer: nn.Linear, config: QuantisedConfig, gram: Tensor | None) -> 
     codes, scale = ternarise(weight, granularity=config.granularity, group=config.group)
     whole = dequantise(torch.ones_like(codes), scale)
     codes = compensated(weight, whole, 1, gram).to(torch.int8)
-    return PackedTernary.from_codes(codes, scale, layer.bias, storage=config.storage)
+    return PackedTernary.from_codes(
+        codes, scale, layer.bias, storage=config.storage, activations=config.activations
+    )

@@ -11,7 +11,8 @@ from torch.autograd.function import once_differentiable
 
 from diffit.config import Settings
 from diffit.errors import CheckpointError
-from diffit.nn.rounding import compensated, fit_scale, nearest, round_tokens
+from diffit.nn.kernels.rounded import integer_product, round_rows
+from diffit.nn.rounding import compensated, fit_scale, nearest
 
 Activations = Literal["full", "int8"]
 
@@ -98,10 +99,8 @@ class Int8Linear(nn.Module):
         x = _in_autocast(x)
         if self.activations == "full" or (x.requires_grad and torch.is_grad_enabled()):
             return product(x, self)
-        codes, scale = round_tokens(x.reshape(-1, self.in_features))
-        if not _multiplies_integers(codes, self.codes):
-            return product((codes * scale).reshape(x.shape).to(x.dtype), self)
-        y = torch._int_mm(codes, self.codes.t()) * scale
+        rows, scale = round_rows(x.reshape(-1, self.in_features))
+        y = integer_product(rows, self.codes).mul_(scale)
         y = y.mul_(self.scale) if self.bias is None else torch.addcmul(self.bias, y, self.scale)
         return y.to(x.dtype).reshape(*x.shape[:-1], self.out_features)
 
@@ -248,13 +247,6 @@ def _blocks(layer: IntegerLinear) -> list[tuple[int, int]]:
 def _in_autocast(x: Tensor) -> Tensor:
     kind = x.device.type
     return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
-
-
-def _multiplies_integers(x: Tensor, weight: Tensor) -> bool:
-    """Whether PyTorch has a product of these: on a GPU it wants more rows, and sizes by eights."""
-    if x.device.type == "cpu":
-        return True
-    return x.device.type == "cuda" and len(x) > 16 and all(n % 8 == 0 for n in weight.shape)
 
 
 def _sizes(layer: nn.Linear) -> tuple[int, int]:

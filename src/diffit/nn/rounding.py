@@ -1,4 +1,4 @@
-"""Real numbers as integers times a scale: the scales of weights and of activations."""
+"""Weights as integers times a scale: which scale, and which integers."""
 
 import torch
 from torch import Tensor
@@ -103,21 +103,3 @@ def _upper(gram: Tensor, damping: float) -> Tensor:
 def _divisor(scale: Tensor) -> Tensor:
     """A scale to divide by: weights of 0 have the scale 0."""
     return torch.where(scale > 0, scale, 1.0)
-
-
-def round_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Each token as int8 times the scale that just holds its largest number.
-
-    Args:
-        x: (M, n) tokens.
-
-    Returns:
-        (M, n) int8 in -127 .. 127, and (M, 1) float32 scales; tokens that are not finite have the
-        scale NaN.
-    """
-    x = x.float()
-    scale = x.abs().amax(1, keepdim=True).div_(127)
-    scale = torch.where(scale.isfinite(), scale, torch.nan)
-    # Not by the scale of a token of zeros, nor by one whose inverse is infinite.
-    inverse = torch.where(scale > 1e-37, 1 / scale, 0.0)
-    return (x * inverse).round_().to(torch.int8), scale
