@@ -245,12 +245,12 @@ LAYER = "encoder.0.0.block.mlp.up"
     [
         (["--to", "int8"], lambda t: t.pop(f"{LAYER}.scale"), f"lacks tensor '{LAYER}.scale'"),
         (["--to", "int8"], lambda t: t.update({f"{LAYER}.codes": t[f"{LAYER}.codes"].float()}),
-         f"tensor {LAYER}.codes is float32, but these weights are int8"),
+         f"{LAYER}: tensor codes is float32, but these weights are int8"),
         (["--to", "int8"], lambda t: t[f"{LAYER}.scale"].fill_(torch.inf),
-         f"tensor {LAYER}.scale has numbers that are not finite"),
+         f"{LAYER}: tensor scale has numbers that are not finite"),
         (["--to", "int4", "--layers", "all"],
          lambda t: t.update({f"{LAYER}.codes": t[f"{LAYER}.codes"][:-1].clone()}), "has shape"),
-        (["--to", "ternary-packed"], lambda t: t[f"{LAYER}.codes"].fill_(255), f"{LAYER}.codes"),
+        (["--to", "ternary-packed"], lambda t: t[f"{LAYER}.codes"].fill_(255), f"{LAYER}: "),
     ],
 )  # fmt: skip
 def test_hostile_tensors_are_refused(run, tmp_path, options, change, sentence, recwarn):
