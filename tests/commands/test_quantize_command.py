@@ -245,7 +245,7 @@ LAYER = "encoder.0.0.block.mlp.up"
     [
         (["--to", "int8"], lambda t: t.pop(f"{LAYER}.scale"), f"lacks tensor '{LAYER}.scale'"),
         (["--to", "int8"], lambda t: t.update({f"{LAYER}.codes": t[f"{LAYER}.codes"].float()}),
-         f"{LAYER}: tensor codes is float32, but these weights are int8"),
+         f"tensor '{LAYER}.codes' holds float32, which its layer does not take"),
         (["--to", "int8"], lambda t: t[f"{LAYER}.scale"].fill_(torch.inf),
          f"{LAYER}: tensor scale has numbers that are not finite"),
         (["--to", "int4", "--layers", "all"],
