@@ -1,5 +1,6 @@
 """Every kernel, on every instruction set of this machine, equals the products it stands for."""
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from diffit.nn import packed
 from diffit.nn.kernels import native, rounded
 from diffit.nn.packed import PackedTernary
 from diffit.nn.tiles import pack_tiles
@@ -246,6 +248,91 @@ def test_without_the_library_its_product_says_so(monkeypatch):
         native.rounded_product(
             torch.ones(1, 16), torch.zeros(1, 1, 64), torch.ones(1), None, outputs=1
         )
+
+
+has_triton = importlib.util.find_spec("triton") is not None
+needs_triton = pytest.mark.skipif(not has_triton, reason="Triton is not installed")
+
+COMPARE = """
+import sys, torch
+from diffit.nn.kernels import gpu, rounded
+from diffit.nn.tiles import pack_tiles
+device = sys.argv[1]
+for rows, outputs, inputs in [(3, 40, 24), (17, 100, 200), (70, 64, 160)]:
+    codes = torch.randint(-1, 2, (outputs, inputs), dtype=torch.int8, device=device)
+    tiles, x = pack_tiles(codes), torch.randn(rows, inputs, device=device)
+    for scale in (torch.randn(1, device=device), torch.randn(outputs, device=device)):
+        for bias in (None, torch.randn(outputs, device=device)):
+            y = gpu.rounded_product(x, tiles, scale, bias, outputs=outputs)
+            right = rounded.rounded_product(x, codes, scale, bias)
+            torch.testing.assert_close(y, right, atol=1e-4, rtol=1e-5)
+            y = gpu.product(x, tiles, scale, bias, outputs=outputs)
+            right = torch.nn.functional.linear(x, codes * scale.reshape(-1, 1), bias)
+            torch.testing.assert_close(y, right, atol=1e-4, rtol=1e-5)
+"""
+
+COMPILE = """
+import sys, triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from diffit.nn.kernels.gpu import COLUMNS, OUTPUTS, ternary_kernel
+pointers = {"x": sys.argv[1], "tiles": "i32", "scale": "fp32", "row_scale": "fp32",
+            "bias": "fp32", "y": "fp16"}
+constants = {"ROUNDED": sys.argv[1] == "i8", "SCALE_A_ROW": True, "BIAS": True,
+             "ROWS": 64, "OUTPUTS": OUTPUTS, "COLUMNS": COLUMNS}
+signature = {name: "*" + kind for name, kind in pointers.items()}
+signature |= dict.fromkeys("MNKT", "i32") | dict.fromkeys(constants, "constexpr")
+places = {(list(signature).index(name),): value for name, value in constants.items()}
+source = ASTSource(fn=ternary_kernel, signature=signature, constexprs=places)
+print(triton.compile(source, target=GPUTarget("cuda", 80, 32)).asm["ptx"])
+"""
+
+
+def run_triton(script, *arguments, **settings):
+    # A process of its own: Triton reads its settings when it is imported.
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        env={**os.environ, **settings}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@needs_triton
+def test_the_kernels_for_gpus_are_right_in_tritons_interpreter():
+    run_triton(COMPARE, "cpu", TRITON_INTERPRET="1")
+
+
+@needs_triton
+@pytest.mark.parametrize(("kind", "products"), [("i8", "s32.s8.s8.s32"), ("bf16", "bf16.bf16")])
+def test_the_kernels_for_gpus_compile_to_tensor_cores(tmp_path, kind, products):
+    code = run_triton(COMPILE, kind, TRITON_CACHE_DIR=str(tmp_path))
+    assert any("mma.sync" in line and products in line for line in code.splitlines())
+
+
+@pytest.mark.gpu
+@needs_triton
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_the_kernels_for_gpus_are_right_on_one():
+    run_triton(COMPARE, "cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.parametrize("rows", [1, 40, 300])
+@pytest.mark.parametrize("granularity", ["tensor", "row", "group"])
+@pytest.mark.parametrize("activations", ["full", "int8"])
+def test_a_layer_on_a_gpu_equals_that_on_a_cpu(activations, granularity, rows):
+    layer, x = layer_of(granularity, activations), torch.randn(rows, 512)
+    right = layer(x)
+    y = layer.cuda()(x.cuda())
+    torch.testing.assert_close(y.cpu(), right, atol=1e-3, rtol=1e-4)
+
+
+def test_without_triton_there_are_no_kernels_for_gpus(monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton", None)
+    monkeypatch.delitem(sys.modules, "diffit.nn.kernels.gpu", raising=False)
+    assert packed._triton_kernels.__wrapped__() is None
 
 
 ROOT = Path(__file__).parents[2]

@@ -14,7 +14,7 @@ from diffit.errors import CheckpointError
 from diffit.model import ModelConfig, build_model, check_shapes, empty_model, fill
 from diffit.networks import DiTConfig
 from diffit.nn import packed
-from diffit.nn.packed import PackedTernary, TernaryPackedConfig
+from diffit.nn.packed import PackedTernary, TernaryPackedConfig, keep_weights_
 from diffit.nn.ternary import TernaryConfig, TernaryLinear, dequantise, ternarise
 from diffit.nn.tiles import rows_to_tiles
 
@@ -200,3 +200,22 @@ def test_rounded_conditions_that_repeat_are_multiplied_once_and_change_no_bit(mo
     assert torch.equal(layer(x), apart)
     assert torch.equal(layer(x[None])[0], apart)  # tokens are not compared
     assert [len(rows) for rows in seen] == [2, 7]
+
+
+def test_kept_weights_change_nothing_and_follow_the_codes():
+    column = nn.Sequential(layer_of("row"))
+    layer, x = column[0], torch.randn(3, 24)
+    before = column(x)
+    keep_weights_(column)
+    torch.testing.assert_close(column(x), before)
+    assert layer._kept is not None
+    assert column.state_dict().keys() == nn.Sequential(layer_of("row")).state_dict().keys()
+    assert column(x.bfloat16()).dtype == torch.bfloat16
+    other = nn.Sequential(layer_of("row", bias=False))
+    zeros = {name: torch.zeros_like(t) for name, t in column.state_dict().items()}
+    column.load_state_dict({**zeros, "0.codes": other[0].codes})
+    assert torch.equal(column(x), torch.zeros(3, 40))
+    assert column.to(torch.float64)[0]._kept is None
+    keep_weights_(column, keep=False)
+    column(x.double())
+    assert layer._kept is None

@@ -1,6 +1,7 @@
 """The packed ternary linear layer: y = x (a W)^T + b, W in {-1, 0, 1}, at 2 bits a weight."""
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any, Literal, Self
 
 import torch
@@ -63,6 +64,11 @@ class PackedTernary(nn.Module):
     exact, and that of the function which is then computed. A row of inputs with a number that is
     not finite has NaN for outputs.
 
+    What multiplies: full activations meet weights that are dequantised a panel at a time, or kept
+    (`keep_weights_`), or on GPUs, where rows are few, inside a Triton kernel; those of 8 bits meet
+    the codes, in the C++ library on CPUs and in a Triton kernel on GPUs. Without them, and where a
+    scale has groups that they do not take (GPUs: any; CPUs: of no multiple of 16), PyTorch does.
+
     Args:
         inputs, outputs: channels.
         bias: whether there is one.
@@ -90,6 +96,8 @@ class PackedTernary(nn.Module):
         self.in_features, self.out_features = inputs, outputs
         self.storage: Storage = storage
         self.activations: Activations = activations
+        self.keeps_weights = False
+        self._kept: Tensor | None = None
         # Weights of 0 until there are others: a byte of four codes of 1.
         zeros = torch.full(tiles_shape(outputs, inputs), 0b01010101, dtype=torch.uint8)
         self.register_buffer("codes", zeros.to(device))
@@ -174,6 +182,15 @@ class PackedTernary(nn.Module):
         )
 
     def _product(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        if self.keeps_weights:
+            return linear(x, self._kept_weight(x.dtype), bias)
+        count = x.numel() // self.in_features
+        gpu = self._triton(x.device)
+        if gpu is not None and count <= gpu.FEW_ROWS and x.dtype != torch.float64:
+            rows = x.reshape(count, self.in_features)
+            y = gpu.product(rows, self.codes, self.scale, bias, outputs=self.out_features)
+            few: Tensor = y.view(*x.shape[:-1], self.out_features)
+            return few
         parts = [
             linear(x, self._weight(rows, x.dtype), None if bias is None else bias[rows])
             for rows in self._panels()
@@ -199,6 +216,12 @@ class PackedTernary(nn.Module):
             return native.rounded_product(
                 rows, self.codes, self.scale, self.bias, outputs=self.out_features
             )
+        gpu = self._triton(rows.device)
+        if gpu is not None:
+            y: Tensor = gpu.rounded_product(
+                rows, self.codes, self.scale, self.bias, outputs=self.out_features
+            )
+            return y
         parts = []
         for part in self._panels():
             codes = self._codes(part)
@@ -241,9 +264,21 @@ class PackedTernary(nn.Module):
         groups = self.scale[0].numel()
         return native.serves(device, inputs=self.in_features, groups=groups)
 
+    def _triton(self, device: torch.device) -> Any:
+        """The module `diffit.nn.kernels.gpu` if it takes this layer there, or None."""
+        if device.type != "cuda" or self.scale[0].numel() > 1:
+            return None
+        gpu = _triton_kernels()
+        return gpu if gpu is not None and self.in_features < gpu.LARGEST_INPUTS else None
+
+    def _kept_weight(self, dtype: torch.dtype) -> Tensor:
+        if self._kept is None or self._kept.dtype != dtype:
+            self._kept = self._weight(slice(0, self.out_features), dtype)
+        return self._kept
+
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         """Moves; the scale, one number for many weights, keeps its precision."""
-        scale = self.scale
+        scale, self._kept = self.scale, None
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.scale.dtype != torch.float32 and not scale.is_meta:
             self.scale = scale.to(self.scale.device)
@@ -260,6 +295,7 @@ class PackedTernary(nn.Module):
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
         """Refuses what is no ternary matrix, in one sentence, before anything is computed."""
+        self._kept = None
         codes, scale = f"{prefix}codes", f"{prefix}scale"
         if codes in state_dict and not state_dict[codes].is_meta:
             state_dict[codes] = self._tiles(state_dict[codes], source=codes)
@@ -285,6 +321,18 @@ class PackedTernary(nn.Module):
         return scale.float()
 
 
+def keep_weights_(network: nn.Module, keep: bool = True) -> None:
+    """Let the packed layers of a network keep their full-precision weights after the first use.
+
+    Products of full activations then take a dense layer's time, and the layers its memory: 8 times
+    that of the codes in bfloat16, 16 times in float32. What is kept is no part of a state dict, and
+    is made anew once a layer was moved or filled.
+    """
+    for layer in network.modules():
+        if isinstance(layer, PackedTernary):
+            layer.keeps_weights, layer._kept = keep, None
+
+
 class _Product(torch.autograd.Function):
     """x (a W)^T, differentiated with respect to x; no weight in full precision is kept for it."""
 
@@ -296,6 +344,16 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         return ctx.layer._product_transposed(gradients[0]), None
+
+
+@cache
+def _triton_kernels() -> Any:
+    """The module of GPU kernels, or None where there is no Triton."""
+    try:
+        from diffit.nn.kernels import gpu
+    except ImportError:
+        return None
+    return gpu
 
 
 def _learns(bias: Tensor | None) -> bool:

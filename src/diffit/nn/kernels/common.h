@@ -21,7 +21,6 @@ constexpr int TILE_BYTES = 64;   // of 2-bit codes; 4 inputs of 16 outputs, wide
 constexpr int PANEL = 2 * TILE;  // outputs that are multiplied with at once
 constexpr int MAX_ROWS = 14;     // rows of a block: with 32 outputs, 28 of 32 vector registers
 constexpr int MAX_FEW = 6;       // rows for which codes are not widened first
-constexpr int CHUNK = 256;       // inputs that are rounded at once
 
 enum Dtype : int { FLOAT32 = 0, BFLOAT16 = 1 };
 
@@ -30,6 +29,7 @@ typedef int32_t Ints __attribute__((vector_size(4 * TILE)));
 typedef uint32_t Words __attribute__((vector_size(4 * TILE)));
 typedef uint16_t Halves __attribute__((vector_size(2 * TILE)));
 typedef float Floats __attribute__((vector_size(4 * TILE)));
+typedef int8_t Bytes __attribute__((vector_size(TILE)));
 
 struct Job {
     const void* x;         // (rows, inputs)
@@ -88,76 +88,81 @@ struct Level {
     void (*dequantise)(const Matrix&, int64_t output);
 };
 
-INLINE void read(const Job& job, int64_t place, int64_t count, float* values) {
+// Inputs k .. k + 15 of a row, beyond its end 0.
+INLINE Floats sixteen_of(const Job& job, int64_t row, int64_t k) {
+    const int64_t place = row * job.inputs + k;
+    const int64_t count = job.inputs - k < TILE ? job.inputs - k : TILE;
+    Floats values = {};
     if (job.dtype == FLOAT32) {
-        std::memcpy(values, static_cast<const float*>(job.x) + place, 4 * count);
-        return;
+        const float* const x = static_cast<const float*>(job.x) + place;
+        if (count == TILE) {
+            std::memcpy(&values, x, sizeof values);
+        } else {
+            std::memcpy(&values, x, 4 * count);
+        }
+        return values;
     }
-    const uint16_t* x = static_cast<const uint16_t*>(job.x) + place;
-    for (int64_t k = 0; k < count; ++k) {
-        const uint32_t bits = uint32_t{x[k]} << 16;
-        std::memcpy(values + k, &bits, 4);
+    Halves halves = {};
+    const uint16_t* const x = static_cast<const uint16_t*>(job.x) + place;
+    if (count == TILE) {
+        std::memcpy(&halves, x, sizeof halves);
+    } else {
+        std::memcpy(&halves, x, 2 * count);
     }
+    const Words bits = __builtin_convertvector(halves, Words) << 16;
+    std::memcpy(&values, &bits, sizeof values);
+    return values;
 }
 
 // The largest absolute value of a row, NaN if one is not finite.
 INLINE float largest(const Job& job, int64_t row) {
-    uint32_t top = 0;  // as integers, the bits of infinities and NaN exceed those of numbers
-    for (int64_t k = 0; k < job.inputs; k += CHUNK) {
-        uint32_t bits[CHUNK];
-        const int64_t count = job.inputs - k < CHUNK ? job.inputs - k : CHUNK;
-        read(job, row * job.inputs + k, count, reinterpret_cast<float*>(bits));
-        for (int64_t i = 0; i < count; ++i) {
-            const uint32_t magnitude = bits[i] & 0x7fffffff;
-            top = magnitude > top ? magnitude : top;
-        }
+    Words top = {};  // as integers, the bits of infinities and NaN exceed those of numbers
+    for (int64_t k = 0; k < job.inputs; k += TILE) {
+        const Floats values = sixteen_of(job, row, k);
+        Words bits;
+        std::memcpy(&bits, &values, sizeof bits);
+        bits &= 0x7fffffff;
+        top = bits > top ? bits : top;
     }
+    uint32_t most = 0;
+    for (int i = 0; i < TILE; ++i) most = top[i] > most ? top[i] : most;
     float value;
-    std::memcpy(&value, &top, 4);
-    return top < 0x7f800000 ? value : NAN;
+    std::memcpy(&value, &most, 4);
+    return most < 0x7f800000 ? value : NAN;
 }
 
-// q of `count` inputs, up to the next 16 padded by 0; returns their sum.
-INLINE int32_t round_chunk(const float* values, float inverse, int64_t count, int8_t* q) {
-    int32_t sum = 0;
-    for (int64_t k = 0; k < count; ++k) {
-        // Added to 1.5 * 2^23, a number is rounded to the nearest integer, halves to even.
-        const float shifted = values[k] * inverse + 12582912.0f;
-        int32_t bits;
-        std::memcpy(&bits, &shifted, 4);
-        bits -= 0x4b400000;
-        q[k] = static_cast<int8_t>(bits);
-        sum += bits;
-    }
-    for (int64_t k = count; k % TILE; ++k) q[k] = 0;
-    return sum;
-}
-
+// Rounds a block of rows: q, s and the sums of q.
 INLINE void round_block(const Job& job, int64_t block) {
     const int64_t rows = job.rows_of(block);
     int8_t* const rounded = job.rounded + job.first_row(block) * job.padded();
     for (int64_t r = 0; r < rows; ++r) {
         const int64_t row = job.first_row(block) + r;
         const float top = largest(job, row);
-        // Rows of zeros, or too small for an inverse, become zeros.
+        // Rows of zeros, or too small for an inverse, become zeros; so do those without a number.
         const float inverse = std::fmin(127.0f / top, FLT_MAX);
         job.row_scale[row] = top / 127.0f;
-        for (int64_t g = 0; g < job.groups; ++g) {
-            int32_t sum = 0;
+        for (int64_t g = 0, k = 0; g < job.groups; ++g) {
+            Ints sums = {};
             const int64_t end = (g + 1) * job.group();
-            for (int64_t k = g * job.group(); k < end; k += CHUNK) {
-                float values[CHUNK] = {};
-                int8_t q[CHUNK];
-                const int64_t count = end - k < CHUNK ? end - k : CHUNK;
-                if (top == top) read(job, row * job.inputs + k, count, values);
-                sum += round_chunk(values, inverse, count, q);
-                for (int64_t i = 0; i < count; i += 4)
-                    std::memcpy(rounded + (k + i) * rows + 4 * r, q + i, 4);
+            for (; k < end; k += TILE) {
+                const Floats values = top == top ? sixteen_of(job, row, k) : Floats{};
+                // Added to 1.5 * 2^23, a number is rounded to the nearest integer, halves to even.
+                const Floats shifted = values * inverse + 12582912.0f;
+                Ints q;
+                std::memcpy(&q, &shifted, sizeof q);
+                q -= 0x4b400000;
+                sums += q;
+                const Bytes bytes = __builtin_convertvector(q, Bytes);
+                for (int i = 0; i < 4; ++i) {
+                    int32_t four;
+                    std::memcpy(&four, reinterpret_cast<const int8_t*>(&bytes) + 4 * i, 4);
+                    std::memcpy(rounded + (k + 4 * i) * rows + 4 * r, &four, 4);
+                }
             }
+            int32_t sum = 0;
+            for (int i = 0; i < TILE; ++i) sum += sums[i];
             job.row_sum[row * job.groups + g] = sum;
         }
-        for (int64_t k = (job.inputs + 3) / 4 * 4; k < job.padded(); k += 4)
-            std::memset(rounded + k * rows + 4 * r, 0, 4);
     }
 }
 

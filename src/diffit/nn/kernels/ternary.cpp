@@ -4,6 +4,8 @@
 // rows take the packed codes as they are; for more, those of some outputs are widened to bytes
 // once and serve all blocks. The instruction set is chosen when it runs.
 
+#include <algorithm>
+
 #include "common.h"
 
 #if defined(__x86_64__)
@@ -49,8 +51,10 @@ constexpr Level LEVEL = {nullptr, many, widen, round, multiply, dequantise};
 
 }  // namespace portable
 
-constexpr int64_t CACHE_BYTES = 1 << 19;  // of widened codes that stay near a core
-constexpr int MAX_PANELS = 4;             // that a block of rows meets in turn
+constexpr int64_t CODE_BYTES = 1 << 19;  // widened codes that stay near a core
+constexpr int64_t ROW_BYTES = 1 << 20;   // rounded rows that stay beside them
+constexpr int64_t MIN_BLOCKS = 16;       // of rows, for which codes are worth widening again
+constexpr int MAX_PANELS = 4;            // that a block of rows meets in turn
 
 // Level `index` of this machine, the slowest first; null where there is none.
 const Level* level_of(int index) {
@@ -98,7 +102,7 @@ struct Workspace {
     float* bias;    // (panels, 32)
 
     Workspace(const Job& job, Memory& memory) {
-        const int64_t fit = CACHE_BYTES / (PANEL * job.padded());
+        const int64_t fit = CODE_BYTES / (PANEL * job.padded());
         panels = fit < 1 ? 1 : fit < MAX_PANELS ? fit : MAX_PANELS;
         wide = memory.take<uint8_t>(panels * PANEL * job.padded());
         scale = memory.take<float>(panels * job.groups * PANEL);
@@ -139,13 +143,17 @@ void multiply_panels(const Job& job, const Level& level, const Workspace& space,
                      int64_t last) {
     const bool packed = level.few && job.rows <= MAX_FEW;
     const Dots dots = packed ? level.few : level.many;
-    for (int64_t p = first; p < last; p += space.panels) {
-        const int64_t count = last - p < space.panels ? last - p : space.panels;
-        Panel panels[MAX_PANELS];
-        for (int64_t i = 0; i < count; ++i)
-            panels[i] = space.prepare(job, level, packed, p + i, i);
-        for (int64_t block = 0; block < job.blocks; ++block)
-            for (int64_t i = 0; i < count; ++i) level.multiply(job, panels[i], dots, block);
+    const int64_t near = std::max<int64_t>(MIN_BLOCKS, ROW_BYTES / (job.height * job.padded()));
+    for (int64_t start = 0; start < job.blocks; start += near) {
+        const int64_t end = std::min(job.blocks, start + near);
+        for (int64_t p = first; p < last; p += space.panels) {
+            const int64_t count = std::min(last - p, space.panels);
+            Panel panels[MAX_PANELS];
+            for (int64_t i = 0; i < count; ++i)
+                panels[i] = space.prepare(job, level, packed, p + i, i);
+            for (int64_t block = start; block < end; ++block)
+                for (int64_t i = 0; i < count; ++i) level.multiply(job, panels[i], dots, block);
+        }
     }
 }
 
