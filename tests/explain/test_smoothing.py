@@ -117,6 +117,8 @@ def test_a_stochastic_path_gives_each_copy_its_own_noise_in_any_unit():
     whole = shown(range(24))
     torch.testing.assert_close(shown(range(10, 13)), whole[10:13], atol=0, rtol=0)
     assert len(torch.unique(whole.flatten(1), dim=0)) == 24
+    first = smoothing.noisy(image(), 0, "", range(5))
+    assert torch.equal(smoothing.shown(first), smoothing.shown(first, 0, "", range(5)))
 
 
 @pytest.mark.parametrize(

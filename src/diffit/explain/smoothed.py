@@ -7,7 +7,7 @@ since a look at the interim bound in order to stop would void the confidence.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import numpy as np
@@ -176,13 +176,8 @@ def mean_map(
     classes = smoothed.classifier.classes
     if label is not None and not 0 <= label < classes:
         raise UsageError(f"class {label} is none of this classifier's 0 to {classes - 1}")
-    parts = list(_units(smoothed, image, m, "maps", number, run, tell, label))
-    sums = MapSums(
-        np.sum([part.total for part in parts], axis=0),
-        np.sum([part.squares for part in parts], axis=0),
-        m,
-        parts[0].shape,
-    )
+    parts = _units(smoothed, image, m, "maps", number, run, tell, label)
+    sums: MapSums = reduce(MapSums.plus, parts)
     return SmoothedMap(sums.moments(), sums.shape, label)
 
 

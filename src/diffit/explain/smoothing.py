@@ -26,6 +26,7 @@ from diffit.explain.bounds import Moments
 from diffit.explain.classifier import Classifier
 from diffit.generation import AUTOCAST
 from diffit.samplers import SAMPLERS
+from diffit.samplers.ddpm import clipped
 
 Explain = Callable[[Tensor, Tensor], Tensor]
 """(B, C, H, W) images and (B,) classes to maps (B, T) of tokens or (B, H, W) of pixels."""
@@ -107,35 +108,29 @@ class Smoothing:
         return image + self.sigma * noise.to(image)
 
     def shown(
-        self, noisy: Tensor, number: int = 0, purpose: str = "", copies: range = range(0)
+        self, noisy: Tensor, number: int = 0, purpose: str = "", copies: range | None = None
     ) -> Tensor:
         """What the classifier is shown for noisy copies: denoised ones, where there is a denoiser.
 
         Differentiable in one step. The other arguments give the copies' own noise to a path whose
-        sampler draws some.
+        sampler draws some; by default they are the first copies.
         """
         if self.denoise is None:
             return noisy
+        denoise = clipped(self.denoise) if self.clip else self.denoise
         if self.path is None:
-            told = torch.tensor(self.oversmooth * self.sigma, dtype=torch.float64)
-            clean = self.denoise(noisy, told)
-        else:
-            noise = _PathNoise(self, noisy, number, purpose, copies)
-            run = SAMPLERS[self.path.sampler].run
-            wide = noisy.to(double(noisy.device))
-            clean = run(self._clipped, wide, self.path.sigmas, noise=noise).to(noisy)
-        return clean.clamp(-1, 1) if self.clip else clean
+            return denoise(noisy, torch.tensor(self.oversmooth * self.sigma, dtype=torch.float64))
+        drawn = range(len(noisy)) if copies is None else copies
+        noise = _PathNoise(self, noisy, number, purpose, drawn)
+        run = SAMPLERS[self.path.sampler].run
+        clean = run(denoise, noisy.to(double(noisy.device)), self.path.sigmas, noise=noise)
+        # A solver of a higher order may step over the edge that its estimates keep to.
+        return clean.to(noisy).clamp(-1, 1) if self.clip else clean.to(noisy)
 
     def computing(self, device: torch.device) -> AbstractContextManager[Any]:
         """Computes in the chosen precision."""
         kind = AUTOCAST[self.precision]
         return torch.autocast(device.type, kind, enabled=kind is not None)
-
-    def _clipped(self, x: Tensor, sigma: Tensor) -> Tensor:
-        if self.denoise is None:
-            raise ValueError("a path needs a denoiser")
-        clean = self.denoise(x, sigma)
-        return clean.clamp(-1, 1) if self.clip else clean
 
 
 class _PathNoise:
@@ -195,6 +190,11 @@ class MapSums(NamedTuple):
     n: int
     shape: tuple[int, ...]
     """Of one map: (T,) for tokens, (H, W) for pixels."""
+
+    def plus(self, other: "MapSums") -> "MapSums":
+        """The sums over the copies of both."""
+        total, squares = self.total + other.total, self.squares + other.squares
+        return MapSums(total, squares, self.n + other.n, self.shape)
 
     def moments(self) -> Moments:
         """Mean and unbiased variance of each entry; the variance of a single map counts as 0."""
