@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file
 
 from conftest import FIXTURES
-from diffit.errors import ConfigError
+from diffit.errors import CheckpointError, ConfigError
 from diffit.nn.linear import Linear
 from diffit.nn.ternary import (
     TernaryConfig,
@@ -198,7 +198,7 @@ def test_groups_divide_the_inputs():
 
 
 def test_a_matrix_that_is_not_finite_has_no_ternary_form():
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(CheckpointError, match="not finite"):
         ternarise(torch.tensor([[1.0, float("nan")]]))
 
 

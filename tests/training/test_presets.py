@@ -36,7 +36,13 @@ def test_the_presets_are_all_there():
     sizes = [f"{k}-{s}-2-256" for k in ("latent-diffit", "dit") for s in ("s", "b", "l", "xl")]
     sizes += [f"latent-diffit-{s}-2-512" for s in ("s", "b", "l", "xl")]
     sizes += ["diffit-v2-xl-2-256"]
-    small = ["diffit-cifar10-small", "diffit-digits", "diffit-patches", "latent-diffit-small-256"]
+    small = [
+        "diffit-cifar10-small",
+        "diffit-digits",
+        "diffit-digits-ternary",
+        "diffit-patches",
+        "latent-diffit-small-256",
+    ]
     sizes += [f"mdt-{s}-2-256" for s in ("s", "b", "l", "xl")]
     sizes += ["uvit-s-2-cifar10", "uvit-s-4-celeba64", "uvit-s-2-deep-256"]
     sizes += [f"uvit-{place}" for place in ("m-4-imagenet64", "l-4-imagenet64")]

@@ -13,7 +13,7 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from diffit.config import Settings
-from diffit.errors import ConfigError
+from diffit.errors import CheckpointError, ConfigError
 from diffit.nn.linear import linear
 
 GAMMA_EPS = 1e-6
@@ -76,13 +76,16 @@ def ternarise(
     """The ternary matrix of a full-precision one.
 
     Args:
-        weight: (out, in) finite numbers; computed with in float32.
+        weight: (out, in), computed with in float32; CheckpointError where it is not finite.
         kind: of the scale, see `ScaleKind`.
         granularity: what shares one gamma and one scale.
         group: weights of a group, which divides ``in``; for granularity ``group`` alone.
     """
     if not weight.isfinite().all():
-        raise ValueError("a matrix with numbers that are not finite has no ternary form")
+        raise CheckpointError(
+            "weights that are not finite have no ternary form; their checkpoint is damaged, or its "
+            "training diverged"
+        )
     shape = scale_shape(weight.shape, granularity, group)
     codes, scale = _ternarised(weight, shape, kind)
     return Ternary(codes.to(torch.int8), scale)
