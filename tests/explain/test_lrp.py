@@ -155,6 +155,15 @@ def test_a_silent_distillation_head_takes_no_relevance():
         )
 
 
+@pytest.mark.parametrize("name", [name for name, m in METHODS.items() if "LRP" in m.needs])
+def test_relevance_is_never_computed_in_low_precision(name):
+    vit, images, labels = start("none")
+    vit, images = vit.float(), images.float()
+    expected = METHODS[name].run(vit, images, labels)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(METHODS[name].run(vit, images, labels), expected)
+
+
 def test_two_prefix_tokens_are_no_places_of_the_image():
     vit, images, labels = start("head")
     assert transformer_attribution(vit, images, labels).shape == (2, 16)

@@ -35,6 +35,11 @@ def need_vit(classifier: Classifier) -> ViT:
     return classifier
 
 
+def full_precision(images: Tensor) -> torch.autocast:
+    """No autocast: relevance divides by sums that nearly cancel, which takes more than 8 bits."""
+    return torch.autocast(images.device.type, enabled=False)
+
+
 def partial_lrp(
     classifier: Classifier, images: Tensor, labels: Tensor, *, create_graph: bool = False
 ) -> Tensor:
@@ -50,7 +55,7 @@ def partial_lrp(
         (B, n), not negative.
     """
     vit = need_vit(classifier)
-    with torch.set_grad_enabled(create_graph):
+    with torch.set_grad_enabled(create_graph), full_precision(images):
         tape, last = vit.record(images), vit.config.depth - 1
         (maps,) = attention_relevance(vit, tape, labels, PLAIN, start=last)
         return class_row(maps.clamp(min=0).mean(1), vit.prefix)
@@ -77,7 +82,7 @@ def full_lrp(
         (B, h, w) at the size that the classifier looks at; signed.
     """
     vit = need_vit(classifier)
-    with torch.set_grad_enabled(create_graph):
+    with torch.set_grad_enabled(create_graph), full_precision(images):
         tape = vit.record(images)
         relevance = from_logits(vit, tape, labels, rules)
         for block, taped in reversed(_pairs(vit, tape)):
@@ -110,7 +115,7 @@ def lrp_rollout(
     """
     vit = need_vit(classifier)
     start = check_start(start, vit.config.depth)
-    with torch.set_grad_enabled(create_graph):
+    with torch.set_grad_enabled(create_graph), full_precision(images):
         found = attention_relevance(vit, vit.record(images), labels, rules, start=start)
         layers = [maps.clamp(min=0).mean(1) for maps in found]
         return class_row_of_product(add_identity(layers), vit.prefix)
@@ -140,8 +145,10 @@ def transformer_attribution(
     """
     vit = need_vit(classifier)
     start = check_start(start, vit.config.depth)
-    tape, slopes = slopes_of(vit.record, images, labels, classifier=vit, create_graph=create_graph)
-    with torch.set_grad_enabled(create_graph):
+    with torch.set_grad_enabled(create_graph), full_precision(images):
+        tape, slopes = slopes_of(
+            vit.record, images, labels, classifier=vit, create_graph=create_graph
+        )
         found = attention_relevance(vit, tape, labels, BALANCED, start=start)
         pairs = zip(found, slopes[start:], strict=True)
         layers = [(maps * slope).clamp(min=0).mean(1) for maps, slope in pairs]
