@@ -18,7 +18,12 @@ from diffit.explain.attribution import (
     token_maps,
     upsample,
 )
-from diffit.explain.attribution.attention import raw_attention, rollout
+from diffit.explain.attribution.attention import (
+    class_row,
+    class_row_of_product,
+    raw_attention,
+    rollout,
+)
 from diffit.explain.attribution.generic import attribution_rollout, generic_relevance
 from diffit.explain.attribution.gradcam import gradcam
 from diffit.explain.attribution.gradients import gradient_input, integrated_gradients, smoothgrad
@@ -278,3 +283,10 @@ def test_every_method_can_be_smoothed(vit, images, name):
 @pytest.mark.parametrize("name", METHODS)
 def test_no_image_has_no_map(vit, images, name):
     assert len(METHODS[name].run(vit, images[:0], LABELS[:0])) == 0
+
+
+def test_without_a_class_token_all_rows_count_alike():
+    first, last = draws.normal(0, range(2), "layers", (2, 5, 5)).double()
+    torch.testing.assert_close(class_row(last, 0), last.mean(1))
+    found = class_row_of_product([first, last], 0)
+    torch.testing.assert_close(found, (last @ first).mean(1))

@@ -158,6 +158,14 @@ def test_a_damaged_folder_is_refused(tmp_path):
         load_classifier(tmp_path / "c")
 
 
+def test_an_edited_configuration_is_refused(tmp_path):
+    save(tmp_path / "c")
+    config = tmp_path / "c" / "config.yaml"
+    config.write_text(config.read_text().replace("accuracy: 0.5", "accuracy: 0.9"))
+    with pytest.raises(CheckpointError, match=r"config\.yaml does not match"):
+        read_card(tmp_path / "c")
+
+
 def test_other_folders_are_refused(tmp_path):
     (tmp_path / "photos").mkdir()
     assert not is_classifier(tmp_path / "photos")

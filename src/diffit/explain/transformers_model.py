@@ -159,13 +159,13 @@ def _tokens(
     if not attentions or not all(isinstance(side, int) and side > 0 for side in sides):
         return None
     grid = (size[0] // sides[0], size[1] // sides[1])
-    shapes = {tuple(maps.shape[:1] + maps.shape[2:]) for maps in attentions if maps is not None}
+    # Attention within windows is smaller than the grid, or differs from stage to stage.
+    shapes = {tuple(maps.shape[2:]) for maps in attentions if maps is not None}
     if len(shapes) != 1 or any(maps is None or maps.ndim != 4 for maps in attentions):
         return None
-    batch, rows, columns = shapes.pop()
+    rows, columns = shapes.pop()
     prefix = rows - grid[0] * grid[1]
-    square = batch == 1 and rows == columns and 0 <= prefix <= MAX_PREFIX
-    return (grid, prefix) if square else None
+    return (grid, prefix) if rows == columns and 0 <= prefix <= MAX_PREFIX else None
 
 
 def _quietly(transformers: Any, load: Any) -> Any:
