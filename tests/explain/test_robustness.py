@@ -8,6 +8,7 @@ from scipy import stats
 
 from diffit import draws
 from diffit.errors import DataError
+from diffit.explain import overlap as certified
 from diffit.explain.measures.robustness import (
     kl,
     overlap,
@@ -51,6 +52,17 @@ def test_renyi_of_order_one_is_kl_and_the_limit():
     expected = torch.tensor([stats.entropy(p, q) for p, q in zip(P, Q, strict=True)])
     assert torch.allclose(kl(P, Q).float(), expected.float(), rtol=1e-5)
     assert torch.allclose(renyi(P, Q, 1 + 1e-6), kl(P, Q), rtol=1e-4)
+
+
+def test_batches_agree_with_the_certificates_own_overlap_and_divergence():
+    a, b = (draws.normal(0, range(3), name, (12,)).exp().round(decimals=1) + 0.1 for name in "ab")
+    a, b = (x.double() / x.double().sum(1, keepdim=True) for x in (a, b))
+    assert overlap(a, b, 5).tolist() == [
+        certified.overlap(x.numpy(), y.numpy(), 5) for x, y in zip(a, b, strict=True)
+    ]
+    assert renyi(a, b, 2.5).tolist() == pytest.approx(
+        [certified.renyi(x.numpy(), y.numpy(), 2.5) for x, y in zip(a, b, strict=True)]
+    )
 
 
 def test_what_the_other_map_rules_out_is_infinitely_far():

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from conftest import FIXTURES
@@ -10,6 +11,7 @@ from diffit.errors import DataError
 from diffit.explain.measures.segmentation import (
     SegmentationTotals,
     average_precision,
+    resize_masks,
     scaled,
     segmentation,
 )
@@ -104,6 +106,14 @@ def test_what_cannot_be_compared_is_refused_in_a_sentence(maps, targets, sentenc
     with pytest.raises(DataError) as error:
         segmentation(maps, targets)
     assert sentence in str(error.value)
+
+
+def test_masks_are_resized_as_pillow_does_it_to_the_nearest_pixel():
+    mask = torch.arange(35).reshape(5, 7) % 3 - 1
+    image = Image.fromarray(mask.numpy().astype(np.int32))
+    for size in ((3, 4), (10, 14), (8, 5)):
+        expected = np.asarray(image.resize(size[::-1], Image.Resampling.NEAREST))
+        assert np.array_equal(resize_masks(mask[None], size)[0].numpy(), expected)
 
 
 def test_no_image_makes_no_figure():

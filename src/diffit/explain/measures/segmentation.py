@@ -7,6 +7,7 @@ The protocol of Chefer et al. (arXiv:2012.09838, section 4) on the data of Guill
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from diffit.errors import DataError
@@ -96,6 +97,11 @@ def segmentation(maps: Tensor, targets: Tensor) -> Segmentation:
     return totals.result()
 
 
+def resize_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, H, W) masks to (B, height, width), by the nearest pixel: no label is mixed of others."""
+    return F.interpolate(masks[:, None].double(), size, mode="nearest-exact")[:, 0].to(masks.dtype)
+
+
 def scaled(relevance: Tensor) -> Tensor:
     """A map brought to [0, 1]; zeros if it is constant."""
     low, high = torch.aminmax(relevance)
@@ -126,8 +132,7 @@ def _check(maps: Tensor, targets: Tensor) -> None:
     if maps.ndim != 3 or maps.shape != targets.shape:
         raise DataError(
             f"maps are {tuple(maps.shape)} and masks {tuple(targets.shape)}; both must be "
-            "(images, height, width) of one size: enlarge the maps, or shrink the masks by the "
-            "nearest pixel"
+            "(images, height, width) of one size: `upsample` the maps, or `resize_masks`"
         )
     if not bool(maps.isfinite().all()):
         raise DataError("a map holds values that are not finite; no figure can be made of it")
