@@ -23,6 +23,7 @@ VERBS = {
     "quantize": "give a model fewer bits a weight, and measure what that changes",
     "report": "explain the gap between two measurements: `report compare`",
     "bench": "compare the networks on the same images: `bench networks`",
+    "explain": "robust labels and faithful maps: `explain demo`, `certify`, `map`, `evaluate`, ...",
     "info": "say what a checkpoint, a run or a preset is",
     "hub": "pass models on: `hub export`, `hub push`, `hub pull`",
 }

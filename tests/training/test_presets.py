@@ -37,6 +37,7 @@ def test_the_presets_are_all_there():
     sizes += [f"latent-diffit-{s}-2-512" for s in ("s", "b", "l", "xl")]
     sizes += ["diffit-v2-xl-2-256"]
     small = [
+        "digits-denoiser",
         "diffit-cifar10-small",
         "diffit-digits",
         "diffit-digits-ternary",
