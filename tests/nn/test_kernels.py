@@ -220,6 +220,17 @@ def test_gradients_are_exact_whatever_the_activations():
     torch.testing.assert_close(x.grad, 2 * right @ weight)
 
 
+@pytest.mark.parametrize("granularity", ["tensor", "row", "group"])
+@pytest.mark.parametrize("activations", ["full", "int8"])
+def test_a_layer_is_traced_whole_and_counts_without_memory(activations, granularity):
+    layer, x = layer_of(granularity, activations), torch.randn(20, 512)
+    torch._dynamo.reset()
+    with torch.no_grad():
+        traced = torch.compile(layer, backend="eager", fullgraph=True)(x)
+        torch.testing.assert_close(traced, layer(x), atol=1e-4, rtol=1e-5)
+    assert layer.to("meta")(x.to("meta")).shape == (20, 64)
+
+
 def test_a_bias_that_learns_gets_its_gradient():
     layer = layer_of()
     layer.bias.requires_grad_(True)

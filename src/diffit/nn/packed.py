@@ -160,8 +160,9 @@ class PackedTernary(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., inputs) to (..., outputs), in the dtype of x."""
-        if torch.is_autocast_enabled(x.device.type):
-            x = x.to(torch.get_autocast_dtype(x.device.type))
+        device = x.device.type
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            x = x.to(torch.get_autocast_dtype(device))
         if torch.is_grad_enabled() and (x.requires_grad or _learns(self.bias)):
             product: Tensor = _Product.apply(x, self)  # type: ignore[no-untyped-call]
             return product if self.bias is None else product + self.bias.to(x.dtype)

@@ -79,4 +79,9 @@ def _has_integer_product(left: Tensor, right: Tensor) -> bool:
     if left.is_cuda:
         return len(left) > 16 and left.shape[1] % 8 == 0 and len(right) % 8 == 0
     # Elsewhere PyTorch multiplies integers one by one.
-    return left.device.type == "cpu" and torch.cpu._is_vnni_supported()
+    return left.device.type == "cpu" and _has_vnni()
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _has_vnni() -> bool:
+    return torch.cpu._is_vnni_supported()
