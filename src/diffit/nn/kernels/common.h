@@ -27,6 +27,7 @@ enum Dtype : int { FLOAT32 = 0, BFLOAT16 = 1 };
 // 16 numbers, in as many vectors as an instruction set needs for them.
 typedef int32_t Ints __attribute__((vector_size(4 * TILE)));
 typedef uint32_t Words __attribute__((vector_size(4 * TILE)));
+typedef int16_t Shorts __attribute__((vector_size(2 * TILE)));
 typedef uint16_t Halves __attribute__((vector_size(2 * TILE)));
 typedef float Floats __attribute__((vector_size(4 * TILE)));
 typedef int8_t Bytes __attribute__((vector_size(TILE)));
@@ -152,7 +153,9 @@ INLINE void round_block(const Job& job, int64_t block) {
                 std::memcpy(&q, &shifted, sizeof q);
                 q -= 0x4b400000;
                 sums += q;
-                const Bytes bytes = __builtin_convertvector(q, Bytes);
+                // In two steps: GCC 12 takes numbers to bytes one by one.
+                const Shorts shorts = __builtin_convertvector(q, Shorts);
+                const Bytes bytes = __builtin_convertvector(shorts, Bytes);
                 for (int i = 0; i < 4; ++i) {
                     int32_t four;
                     std::memcpy(&four, reinterpret_cast<const int8_t*>(&bytes) + 4 * i, 4);
