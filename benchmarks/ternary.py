@@ -80,7 +80,7 @@ def ways(layer: PackedTernary, x: Tensor) -> dict[str, Callable[[], Tensor]]:
         return F.linear(x, (codes.float() - 1) * layer.scale[0], bias)
 
     def int8() -> Tensor:
-        q, scale = round_rows(x)
+        q, scale = round_rows(x[0])
         return (integer_product(q, integers) * layer.scale).mul_(scale).add_(bias)
 
     def with_activations(kind: str) -> Callable[[], Tensor]:
@@ -109,7 +109,7 @@ def measure(
     layer = PackedTernary.from_codes(
         codes, torch.rand(outputs, generator=draw), torch.randn(outputs, generator=draw)
     )
-    tasks = ways(layer, torch.randn(count, inputs, generator=draw))
+    tasks = ways(layer, torch.randn(1, count, inputs, generator=draw))  # the tokens of an image
     best = dict.fromkeys(tasks, float("inf"))
     for _ in range(rounds + 1):  # the first one warms up
         for name, task in tasks.items():
