@@ -1,7 +1,6 @@
 """`diffit explain map` and `region`: smoothed explanations, and how far they hold."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,10 +29,8 @@ from diffit.data.images import write_atomic
 from diffit.errors import UsageError
 from diffit.explain.attribution import display, get_method, to_grid, upsample
 from diffit.explain.bounds import Bound, Top
-from diffit.explain.certify import LabelCertificate
 from diffit.explain.overlap import overlap
 from diffit.explain.region import (
-    SMOOTHED_CLASS,
     FaithfulRegion,
 )
 from diffit.explain.results import as_json
@@ -74,7 +71,7 @@ class Region(Settings):
     noise: tyro.conf.OmitArgPrefixes[Noise]
     method: str = "transformer-attribution"
     """raw-attention, rollout, gradcam, transformer-attribution, ...: see the documentation."""
-    samples: PositiveInt = Field(default=10_000, le=100_000_000)
+    samples: PositiveInt = Field(default=4_000, le=100_000_000)
     """Noisy copies whose maps are averaged."""
     target: str = "each"
     """The class to explain: its name; each, which explains every copy for its own class; or
@@ -89,8 +86,9 @@ class Region(Settings):
     """Order of that divergence."""
     eta: float = Field(default=0.05, gt=0, lt=1)
     """Probability that the radius of the explanation is wrong."""
-    of: Top = "smoothed"
-    """Whose top k: that of the smoothed map itself, or the one that is reported here."""
+    of: Top = "reported"
+    """Whose top k stays: the one that is reported here, or that of the smoothed map itself, which
+    takes more copies to be found."""
     bound: Bound = "bernstein"
     """Inequality behind the confidence box: bernstein or hoeffding."""
     n0: PositiveInt = Field(default=100, le=10_000_000)
@@ -159,32 +157,17 @@ def run_region(args: Region) -> None:
     result = region(
         smoothed, found, dimensions=image.numel(), k=args.k, beta=args.beta, gamma=args.gamma,
         order=args.order, eta=args.eta, of=args.of, bound=args.bound, number=example.number,
+        label=label_certificate,
     )  # fmt: skip
-    if label_certificate is not None:
-        result = end_with_label(result, label_certificate)
     if args.out is not None:
         results = {
             "image": example.name, **args.noise.stated(), "method": args.method,
             "target": args.target, **as_json(result),
-            "label": None if label_certificate is None else as_json(label_certificate),
             **opened.identity(),
         }  # fmt: skip
         write_atomic(args.out, (json.dumps(results, indent=1) + "\n").encode())
-    for line in _told(args, result, label_certificate, opened):
+    for line in _told(args, result, opened):
         print(line)
-
-
-def end_with_label(result: FaithfulRegion, label: LabelCertificate) -> FaithfulRegion:
-    """The region of a map of the smoothed class, which is one class only within the label's radius.
-
-    An abstention leaves nothing.
-    """
-    certificate = replace(result.map, explained=SMOOTHED_CLASS)
-    if label.radius_l2 >= result.radius_l2:
-        return replace(result, map=certificate)
-    return replace(
-        result, radius_l2=label.radius_l2, radius_linf=label.radius_linf, map=certificate
-    )
 
 
 def named_class(target: str, opened: Opened) -> int | None:
@@ -298,10 +281,8 @@ def _pixels(images: Tensor) -> np.ndarray:
     return pixels
 
 
-def _told(
-    args: Region, result: FaithfulRegion, label: LabelCertificate | None, opened: Opened
-) -> list[str]:
-    units, found = args.noise.units, result.map
+def _told(args: Region, result: FaithfulRegion, opened: Opened) -> list[str]:
+    units, found, label = args.noise.units, result.map, result.label
     places = grid_of(opened.classifier, args.parts.grid)[1]
     top = " ".join(f"({t // places}, {t % places})" for t in found.top)
     needed = "no number of copies would do" if found.needed is None else f"{found.needed:,} copies"
@@ -321,21 +302,12 @@ def _told(
         )
     return [
         *lines,
-        f"  binds        {binding(result, label)}",
+        f"  binds        {result.binds}",
         f"  top {found.k}        {top} (row, column)",
         f"  a radius above 0 takes {needed}, if mean and variance stay",
         f"  {found.explained}",
         *([f"  record       {args.out}"] if args.out is not None else []),
     ]
-
-
-def binding(result: FaithfulRegion, label: LabelCertificate | None) -> str:
-    """Which condition ends the region."""
-    if label is not None and label.radius_l2 < min(
-        result.map.radius_l2, result.prediction_radius_l2
-    ):
-        return "the label of the class that is explained"
-    return result.binds
 
 
 def _length(length: float, units: Units) -> str:
