@@ -144,6 +144,16 @@ def test_ternary_weights_of_a_dense_model_come_with_a_warning(run, tmp_path, cap
     assert load(out).config.linear.granularity == "tensor"
 
 
+def test_calibration_makes_the_error_smaller(run, tmp_path):
+    errors = []
+    for images in ("0", "64"):
+        out = tmp_path / images
+        options = ["--to", "int4", "--group", "16", "--layers", "all", "--calibrate", images]
+        assert quantize(run, out, *options) == 0
+        errors.append(json.loads((out / "quantization.json").read_text())["error"])
+    assert errors[1] < 0.8 * errors[0]
+
+
 def test_skipped_layers_stay_as_they_are(run, tmp_path):
     assert quantize(run, tmp_path / "out", "--to", "int8", "--skip", "*.mlp.*") == 0
     names = load(tmp_path / "out").network.state_dict().keys()

@@ -68,10 +68,15 @@ def test_two_weights_share_a_byte():
     assert (real(layer) + 7.5).tolist() == [[0, 2, 4, 6, 1, 3, 5, 15]]
 
 
-def test_the_last_group_may_be_in_part_unused():
-    layer = Int4Linear.of(dense(20, 3), Int4Config(group=32))
-    assert layer.codes.shape == (3, 1, 16)
-    assert layer(draw(2, 20)).shape == (2, 3)
+@pytest.mark.parametrize(
+    ("inputs", "group", "shape"),
+    [(64, 32, (2, 16)), (20, 32, (1, 10)), (96, 64, (2, 24)), (5, 4, (2, 2)), (1, 2, (1, 1))],
+)
+def test_inputs_are_shared_out_evenly(inputs, group, shape):
+    before, x = dense(inputs, 3), draw(2, inputs)
+    layer = Int4Linear.of(before, Int4Config(group=group))
+    assert layer.codes.shape == (3, *shape)
+    torch.testing.assert_close(layer(x), before(x), atol=0.3 * inputs**0.5, rtol=0)
 
 
 def test_bytes_of_a_weight():

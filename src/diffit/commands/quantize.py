@@ -103,8 +103,8 @@ class Args(Settings):
     """Of ternary-packed: base-3 takes a fifth less of the disk, and as much memory."""
     images: int = Field(default=8, ge=1, le=4096)
     """Images to measure on, and to evaluate at once."""
-    calibrate: int = Field(default=32, ge=1, le=4096)
-    """Other images, with a view to which weights are rounded."""
+    calibrate: int = Field(default=32, ge=0, le=4096)
+    """Other images, with a view to which weights are rounded; 0 takes the nearest numbers."""
     levels: int = Field(default=6, ge=1, le=100)
     """Noise levels to measure at, spread as in training."""
     draw: int = Field(default=0, ge=0, le=64)
@@ -203,7 +203,9 @@ def quantise(
     if isinstance(model.config.linear, TernaryConfig):
         return choose(model, round_layers(model, layers, config, None), probe, kind=config.name)
     # Other images than those of the measurement.
-    seen = Probe.of(model, dataset, images=args.calibrate, levels=args.levels, seed=1)
+    seen = None
+    if args.calibrate:
+        seen = Probe.of(model, dataset, images=args.calibrate, levels=args.levels, seed=1)
     rounded = round_layers(model, layers, config, seen, follow=follow("calibrating"))
     errors = layer_errors(
         model, probe, layers, rounded, notes=_notes(args.out), key=_key(args, model),

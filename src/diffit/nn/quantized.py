@@ -37,7 +37,7 @@ class Int4Config(Settings):
     skip: tuple[str, ...] = ()
     """Layers that stay as they are: names or patterns such as blocks.0.*."""
     group: int = Field(default=32, ge=2, le=4096, multiple_of=2)
-    """Inputs that share a scale of 16 bits: 32 makes 4.5 bits a weight, 128 makes 4.125."""
+    """At most so many inputs share a scale of 16 bits: 32 makes 4.5 bits a weight, 128 4.125."""
 
 
 class Int8Linear(nn.Module):
@@ -132,7 +132,8 @@ class Int4Linear(nn.Module):
     Args:
         in_features, out_features: as of `torch.nn.Linear`.
         bias: whether there is one.
-        group: inputs that share a scale; the last group of a row may be in part unused.
+        group: most inputs that share a scale; a row's inputs are shared out evenly among as few
+            groups as that allows, so that next to nothing of the last one is unused.
     """
 
     codes: Tensor
@@ -151,9 +152,10 @@ class Int4Linear(nn.Module):
         if group < 2 or group % 2:
             raise ValueError(f"group is {group}; two weights share a byte, so it must be even")
         self.in_features, self.out_features = in_features, out_features
-        self.group = group
-        shape = out_features, math.ceil(in_features / group)
-        codes = torch.zeros(*shape, group // 2, dtype=torch.uint8, device=device)
+        count = math.ceil(in_features / group)
+        self.group = 2 * math.ceil(in_features / (2 * count))
+        shape = out_features, count
+        codes = torch.zeros(*shape, self.group // 2, dtype=torch.uint8, device=device)
         self.register_buffer("codes", codes)
         # In bf16: half the bits of float32, all of its range; the codes are fitted to it.
         self.register_buffer("scale", torch.zeros(shape, dtype=torch.bfloat16, device=device))
@@ -164,12 +166,11 @@ class Int4Linear(nn.Module):
         cls, layer: nn.Linear, config: Int4Config, *, gram: Tensor | None = None
     ) -> "Int4Linear":
         """A layer with its weights rounded; arguments as of `Int8Linear.of`."""
-        group = config.group
-        made = cls(*_sizes(layer), group=group, device=layer.weight.device)
+        made = cls(*_sizes(layer), group=config.group, device=layer.weight.device)
         _take_bias(made, layer)
         if layer.weight.is_meta:
             return made
-        weight = layer.weight.detach()
+        weight, group = layer.weight.detach(), made.group
         made.scale = fit_scale(_grouped(weight, group), 7.5, dtype=torch.bfloat16)
         scale = made.scale.repeat_interleave(group, dim=1)[:, : layer.in_features]
         codes = _grouped(_rounded(weight, scale, 7.5, gram), group).add_(7.5).to(torch.uint8)
