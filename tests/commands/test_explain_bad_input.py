@@ -112,6 +112,8 @@ COMMANDS = {
     "method 'lrp'; ...",
     f"explain evaluate {SET} {PARTS} --out new --units 01 --sigmas 99": "the denoiser works from "
     "noise ...",
+    f"explain evaluate {SET} {PARTS} --out new --units 01 --processes 2": "evaluate works in one "
+    "process, with PyTorch's threads; leave --processes out",
     # --- plot
     "explain plot": "explain plot: files: name tables (.tsv) of `certify` or "
     "results (.json) of `evaluate`",

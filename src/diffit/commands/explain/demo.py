@@ -62,8 +62,10 @@ def refuse_taken(out: Path) -> None:
 
 def evaluation(out: Path, *, short: bool) -> Evaluate:
     """What the demo evaluates."""
-    parts = Parts(classifier=str(out / "classifier"), denoiser=str(out / "denoiser"), device="cpu")
-    given = {"data": DATA, "parts": parts, "out": out / "evaluation", "units": "01"}
+    parts = Parts(
+        classifier=str(out / "classifier"), denoiser=str(out / "denoiser"), device="cpu", unit=250
+    )
+    given = {"data": DATA, "parts": parts, "out": out / "evaluation", "units": "01", "limit": 100}
     few = {
         "limit": 5, "sigmas": (0.25,), "eps": ("16/255",), "n0": 20, "n": 50, "samples": 8,
         "radius_samples": 16, "adaptive": 2, "attack_steps": 2, "methods": ("raw-attention",),

@@ -33,6 +33,7 @@ from diffit.commands.explain.progress import Bar
 from diffit.commands.explain.store import Store
 from diffit.commands.explain.tables import Parted, farewell, sum_up
 from diffit.config import Settings
+from diffit.errors import UsageError
 from diffit.explain.units import Units, from_pm1, in_both, to_pm1
 from diffit.training.console import duration
 from diffit.training.folder import locked
@@ -165,6 +166,10 @@ class Task(NamedTuple):
 def run_evaluate(args: Evaluate) -> None:
     """Measure what is missing, then sum up, draw and write."""
     started = time.monotonic()
+    if args.parts.processes > 1:
+        raise UsageError(
+            "evaluate works in one process, with PyTorch's threads; leave --processes out"
+        )
     opened = open_parts(args.parts)
     subject = Subject.of(opened, args.parts, args.methods)
     check_k(args.k, opened, args.parts)
