@@ -79,6 +79,15 @@ def test_a_network_of_less_precision_has_the_same_codes(run, tmp_path):
     assert (low.denoiser(x, sigma) - expected).norm() < 0.02 * expected.norm()
 
 
+@pytest.mark.parametrize("options", [[], ["--approximate"]])
+def test_ternary_layers_are_not_exported_to_a_code_without_them(run, tmp_path, capsys, options):
+    out = tmp_path / "out"
+    assert diffit("convert", run, "--to", "diffusers", *options, "--out", out) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.endswith("has dense linear layers alone, and this network has TernaryLinear")
+    assert not out.exists()
+
+
 def told(capsys, what):
     assert diffit("info", what) == 0
     lines = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())

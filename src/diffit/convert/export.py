@@ -59,7 +59,8 @@ def export(
             network, "diffusers-dit" if layout == "diffusers" else None
         )
     except ValueError as error:
-        hint = _hint(network) if layout == "diffusers" else ""
+        dense = model.config.linear.name == "dense"  # else no approximation helps
+        hint = _hint(network) if layout == "diffusers" and dense else ""
         raise CheckpointError(f"{error}{hint}") from None
     with appearing(folder) as part:
         if layout == "reference":
