@@ -3,6 +3,7 @@
 import ctypes
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,13 +17,20 @@ THREAD_WORK = 1 << 21
 """Multiplications that are worth a thread of their own."""
 
 
+class Library(NamedTuple):
+    """The opened library, and how many instruction sets of this machine it has."""
+
+    functions: ctypes.CDLL
+    levels: int
+
+
 def levels() -> int:
     """How many instruction sets this machine has, 0 if there is no library.
 
     On x86: 0 is portable, 1 AVX2, 2 AVX-512 VNNI; on ARM: 0 is portable, 1 NEON dot products.
     """
     library = _library()
-    return 0 if library is None else int(library.diffit_ternary_levels())
+    return 0 if library is None else library.levels
 
 
 def serves(device: torch.device, *, inputs: int, groups: int) -> bool:
@@ -112,10 +120,10 @@ def weights(
 
 def _opened(level: int | None) -> tuple[ctypes.CDLL, int]:
     """The library, and the fastest level unless another one is asked for."""
-    library, count = _library(), levels()
+    library = _library()
     if library is None:
         raise RuntimeError("diffit was installed without its C++ library")
-    return library, count - 1 if level is None else level
+    return library.functions, library.levels - 1 if level is None else level
 
 
 def _threads(work: int) -> int:
@@ -123,13 +131,13 @@ def _threads(work: int) -> int:
 
 
 @cache
-def _library() -> ctypes.CDLL | None:
+def _library() -> Library | None:
     """The library, or None where the package was installed without a C++ compiler."""
     for path in sorted(Path(__file__).parent.glob("_ternary.*")):
         try:
             library = ctypes.CDLL(str(path))
             if library.diffit_ternary_version() == VERSION:
-                return _declared(library)
+                return Library(_declared(library), int(library.diffit_ternary_levels()))
         except (OSError, AttributeError):
             continue
     return None
