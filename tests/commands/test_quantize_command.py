@@ -14,7 +14,9 @@ from diffit.deploy.quantize_report import Report
 from diffit.errors import CheckpointError
 from diffit.hub.folder import CONFIG, FileNote, file_sha256
 from diffit.training.loop import train
-from tiny import tiny_run
+from diffit.training.settings import RunConfig
+from latent_sets import cache
+from tiny import TRAIN, tiny_run
 
 KINDS = {
     "int8": (["--to", "int8"], 0.01),
@@ -155,10 +157,27 @@ def test_calibration_makes_the_error_smaller(run, tmp_path):
 
 
 def test_skipped_layers_stay_as_they_are(run, tmp_path):
-    assert quantize(run, tmp_path / "out", "--to", "int8", "--skip", "*.mlp.*") == 0
-    names = load(tmp_path / "out").network.state_dict().keys()
+    out = tmp_path / "a" / "new" / "folder"
+    assert quantize(run, out, "--to", "int8", "--skip", "*.mlp.*") == 0
+    names = load(out).network.state_dict().keys()
     assert "encoder.0.0.block.mlp.up.weight" in names
     assert "encoder.0.0.block.attention.qkv.codes" in names
+
+
+def test_models_of_latents_need_no_autoencoder(tmp_path, capsys):
+    cache(tmp_path / "latents")
+    network = {
+        "name": "latent-diffit", "size": 4, "channels": 4, "classes": 2, "patch": 2, "depth": 1,
+        "width": 16, "heads": 2, "time_features": 16,
+    }  # fmt: skip
+    content = {"model": {"network": network}, "data": {"path": str(tmp_path / "latents")}}
+    config = parse(RunConfig, {**content, "train": {**TRAIN, "images": 64}}, source="test")
+    train(config, tmp_path / "run", quiet=True)
+    assert quantize(tmp_path / "run", tmp_path / "out", "--to", "int8") == 0
+    assert load(tmp_path / "out").shape == (4, 4, 4)
+    other = ["--data", "builtin:patches", "--to", "int8"]
+    assert quantize(tmp_path / "run", tmp_path / "again", *other) == 2
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_equal_commands_write_equal_bytes(run, int8, tmp_path):

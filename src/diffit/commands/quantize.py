@@ -207,6 +207,7 @@ def quantise(
     if args.calibrate:
         seen = Probe.of(model, dataset, images=args.calibrate, levels=args.levels, seed=1)
     rounded = round_layers(model, layers, config, seen, follow=follow("calibrating"))
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     errors = layer_errors(
         model, probe, layers, rounded, notes=_notes(args.out), key=_key(args, model),
         follow=follow("measuring the layers"),
