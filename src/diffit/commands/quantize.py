@@ -266,8 +266,9 @@ def report_of(
 
 def costs(args: Args, model: Model, written: Model, probe: Probe, folder: Path) -> dict[str, Cost]:
     """Bytes, memory and speed of the dense model in two precisions, and of the quantised one."""
-    low = baseline(model, torch.bfloat16)
-    models = {"fp32": baseline(model, torch.float32), "bf16": low, args.to: written}
+    dense = isinstance(model.config.linear, DenseConfig)
+    full = model if dense else baseline(model, torch.float32)
+    models = {"fp32": full, "bf16": baseline(model, torch.bfloat16), args.to: written}
     found = {name: Cost(bytes=bytes_of(each.network)) for name, each in models.items()}
     if not args.measure:
         return found

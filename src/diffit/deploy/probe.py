@@ -14,6 +14,7 @@ from diffit import draws
 from diffit.codecs import Autoencoder
 from diffit.data import Dataset
 from diffit.diffusion.denoiser import over
+from diffit.distributed import double
 from diffit.errors import DataError
 from diffit.model import Model
 
@@ -128,7 +129,9 @@ def gaps(model: Model, probe: Probe, exact: Sequence[Answer]) -> Iterator[Gap]:
 
 def relative(exact: Tensor, other: Tensor) -> float:
     """|other - exact| / |exact|; NaN where ``other`` is not finite."""
-    return float((other - exact).double().norm() / exact.double().norm().clamp_min(1e-300))
+    kind = double(exact.device)
+    size = exact.to(kind).norm().clamp_min(torch.finfo(kind).tiny)
+    return float((other - exact).to(kind).norm() / size)
 
 
 def overall(found: Sequence[Gap]) -> float:

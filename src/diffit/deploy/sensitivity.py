@@ -13,6 +13,7 @@ from diffit import draws
 from diffit.data.example import Follow
 from diffit.data.images import write_atomic
 from diffit.deploy.probe import Probe, answer
+from diffit.distributed import double
 from diffit.model import Model
 
 Layers = Mapping[str, nn.Module]
@@ -74,7 +75,7 @@ def level_errors(
             seed, range(level * batch, (level + 1) * batch), "signs", raw.shape[1:]
         )
         (raw * signs.sign().to(raw)).sum().backward()  # type: ignore[no-untyped-call]
-    size = float(raw.detach().double().square().sum())
+    size = float(raw.detach().to(double(raw.device)).square().sum())
     return {
         name: float(dots[name].square().sum()) / size if name in dots else 0.0 for name in layers
     }
@@ -94,7 +95,8 @@ def _errors_watched(
                 output = output.detach().requires_grad_()
 
             def add(gradient: Tensor) -> None:
-                found = _by_image(gradient.double() * error.double(), batch)
+                kind = double(gradient.device)
+                found = _by_image(gradient.to(kind) * error.to(kind), batch)
                 dots[name] = dots[name] + found if name in dots else found
 
             output.register_hook(add)  # type: ignore[no-untyped-call]
