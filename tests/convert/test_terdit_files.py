@@ -186,14 +186,12 @@ def test_files_that_are_not_right_are_refused(tmp_path, change, match):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("keep", [0, 1, 1000, 60_000, -1])
+@pytest.mark.parametrize("keep", [0.0, 0.01, 0.5, 0.99])
 @pytest.mark.parametrize("name", [PACKED, "model_args.pth"])
 def test_cut_files_are_refused(tmp_path, name, keep):
     folder = folder_of(tmp_path / "600M")
     content = (folder / name).read_bytes()
-    if keep >= len(content):
-        pytest.skip("the file is shorter")
-    (folder / name).write_bytes(content[:keep])
+    (folder / name).write_bytes(content[: int(keep * len(content))])
     with pytest.raises(CheckpointError, match="is damaged, or no file of PyTorch"):
         from_file(folder, heads=4, certify=False)
 

@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from diffit.errors import ConfigError
+from diffit.model import empty_model
 from diffit.networks import build_network
 from diffit.networks.count import count_macs, count_parameters
+from diffit.nn.packed import TernaryPackedConfig
 from diffit.training.prepare import complete, open_training_data
 from diffit.training.presets import presets, read_config
 
@@ -102,6 +104,24 @@ def test_dimr_is_as_large_and_costs_as_much_as_published(name, count, gmacs):
     network = read_config(name).model.network
     assert parameters(network) == count
     assert count_macs(network) / 1e9 == pytest.approx(gmacs, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "billions", "gigabytes"),
+    [
+        ("terdit-600m-256", 0.610, 0.175),
+        ("terdit-4.2b-256", 4.238, 1.099),
+        ("terdit-4.2b-512", 4.238, 1.099),
+        ("terdit-7b-256", 7.295, 1.874),
+    ],
+)
+def test_terdit_is_as_large_as_published_and_as_small_once_packed(name, billions, gigabytes):
+    model = read_config(name).model
+    assert parameters(model.network) / 1e9 == pytest.approx(billions, abs=0.0005)
+    packed = empty_model(model.model_copy(update={"linear": TernaryPackedConfig()}))
+    size = sum(tensor.nbytes for tensor in packed.network.state_dict().values())
+    assert size / 1e9 == pytest.approx(gigabytes, abs=0.0006)
+    assert size < 1.1e9 or not name.startswith("terdit-4.2b")
 
 
 @pytest.mark.parametrize(
