@@ -11,7 +11,6 @@ terdit_memory.json.
 
 import argparse
 import json
-import resource
 import struct
 import subprocess
 import sys
@@ -30,7 +29,6 @@ from diffit.model import ModelConfig, empty_model
 from diffit.networks.count import count_parameters
 from diffit.nn.packed import PackedTernary, TernaryPackedConfig
 from diffit.training.presets import read_config
-from networks import processor
 
 KINDS = {torch.float32: "F32", torch.uint8: "U8"}
 """Our types to those of safetensors."""
@@ -46,6 +44,8 @@ def main() -> None:
     if args.measure:
         print(json.dumps(measure(args.measure, args.threads)))
         return
+    from networks import processor  # brings libraries that would count in the measured processes
+
     torch.set_num_threads(args.threads)
     result: dict[str, Any] = {
         "what": f"{args.preset} packed, random codes: load, then D of one image",
@@ -118,9 +118,13 @@ def modulation(preset: str) -> dict[str, float]:
 
 
 def peak() -> float:
-    """Most megabytes (10^6 bytes) that this process has had in memory."""
-    unit = 1024 if sys.platform != "darwin" else 1
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+    """Most megabytes (10^6 bytes) that this process has had in memory; Linux counts them.
+
+    Not by `getrusage`: a new process inherits its parent's peak there.
+    """
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    found = next(line for line in lines if line.startswith("VmHWM"))
+    return int(found.split()[1]) * 1024 / 1e6
 
 
 def config_of(preset: str) -> ModelConfig:

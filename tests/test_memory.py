@@ -35,6 +35,7 @@ for folder in sys.argv[2:]:
     before = now("VmRSS")
     models.append(diffit.load(folder))
     extra.append(now("VmHWM") - before)
+assert "sympy" not in sys.modules  # 80 MB that PyTorch imports to make up weights without memory
 print(json.dumps(extra))
 """
 

@@ -7,6 +7,7 @@ from typing import Any, Self
 import torch
 from pydantic import field_validator, model_validator
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from diffit.codecs import Codec, CodecConfig, PixelsConfig, build_codec
 from diffit.config import Settings
@@ -126,10 +127,22 @@ def build_model(config: ModelConfig, *, seed: int = 0) -> Model:
 
 def empty_model(config: ModelConfig) -> Model:
     """A model whose weights take no memory yet and hold nothing: `fill` gives it some."""
-    with torch.device("meta"):
+    with torch.device("meta"), _NoInitialWeights():
         network = build_network(config.network)
         use_linears_(network, config.linear)
     return _model(network, config)
+
+
+class _NoInitialWeights(TorchFunctionMode):
+    """Leaves out the functions of `torch.nn.init`: drawing numbers that are nowhere kept brings
+    80 MB of libraries for symbols into memory."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if getattr(func, "__module__", None) == nn.init.__name__:
+            return kwargs["tensor"] if kwargs and "tensor" in kwargs else args[0]
+        return func(*args, **(kwargs or {}))
 
 
 def check_shapes(model: Model, shapes: Mapping[str, Sequence[int]], *, source: str) -> None:
