@@ -12,6 +12,10 @@ from torch import Tensor
 LEVELS = 127
 """The largest absolute value of a rounded number."""
 
+HAS_VNNI = torch.cpu._is_vnni_supported()
+"""Whether the processor multiplies 8-bit integers; asked once, so that torch.compile meets a
+constant."""
+
 
 class Rounded(NamedTuple):
     """Rows as integers (M, K) int8 times scales (M, 1) float32."""
@@ -79,9 +83,4 @@ def _has_integer_product(left: Tensor, right: Tensor) -> bool:
     if left.is_cuda:
         return len(left) > 16 and left.shape[1] % 8 == 0 and len(right) % 8 == 0
     # Elsewhere PyTorch multiplies integers one by one.
-    return left.device.type == "cpu" and _has_vnni()
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _has_vnni() -> bool:
-    return torch.cpu._is_vnni_supported()
+    return left.device.type == "cpu" and HAS_VNNI
