@@ -3,13 +3,16 @@
 import json
 from math import sqrt
 from statistics import NormalDist
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from diffit.cli import main
+from diffit.commands.explain.arguments import digest, network_of
 from diffit.explain.binomial import lower_bound
+from diffit.explain.classifier_folder import load_classifier
 from diffit.explain.measures.curve import read_rows
 from explained import write_classifier, write_denoiser
 
@@ -205,6 +208,14 @@ def test_a_resnet_without_attention_is_smoothed_all_the_same(tmp_path, monkeypat
     more = ["--method", "gradient-input", "--grid", "2", "--k", "1", "--out", tmp_path / "m.png"]
     assert explain("map", *words, *more) == 0
     assert json.loads((tmp_path / "m.json").read_text())["grid"] == [2, 2]
+
+
+def test_the_weights_of_a_classifier_are_told_apart_also_inside_an_adapter(tmp_path):
+    vit, other = (load_classifier(write_classifier(tmp_path / str(w), width=w)) for w in (8, 16))
+    held = SimpleNamespace(model=vit)
+    assert digest(vit) == digest(held)
+    assert digest(vit) != digest(other)
+    assert network_of(SimpleNamespace(model="no network")) is None
 
 
 def test_help_names_every_verb(capsys):

@@ -108,8 +108,9 @@ def open_parts(parts: Parts) -> Opened:
     if parts.steps > 1 and not parts.denoiser:
         raise UsageError("--steps are those of a denoiser; name one with --denoiser")
     classifier = open_classifier(parts.classifier)
-    if isinstance(classifier, nn.Module):
-        classifier.to(device)
+    network = network_of(classifier)
+    if network is not None:
+        network.to(device)
     model = load(parts.denoiser, device=device) if parts.denoiser else None
     if model is not None:
         denoise_of(model)  # refuses latents, and models that must be told the class
@@ -211,11 +212,18 @@ def check_images(opened: Opened, shape: tuple[int, int, int]) -> None:
         print(f"note: {note}")
 
 
+def network_of(classifier: Classifier) -> nn.Module | None:
+    """The network of PyTorch that a classifier is or holds; None for any other function."""
+    inner = classifier if isinstance(classifier, nn.Module) else getattr(classifier, "model", None)
+    return inner if isinstance(inner, nn.Module) else None
+
+
 def digest(classifier: Classifier) -> str:
     """BLAKE2b of a classifier's weights, by which results tell which one it was."""
     found = hashlib.blake2b(digest_size=16)
-    if isinstance(classifier, nn.Module):
-        for name, tensor in sorted(classifier.state_dict().items()):
+    network = network_of(classifier)
+    if network is not None:
+        for name, tensor in sorted(network.state_dict().items()):
             found.update(name.encode())
             found.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()
