@@ -59,6 +59,9 @@ COMMANDS = {
     f"explain predict {SET}:0 --classifier colour-vit --device cpu --denoiser denoiser {NOISE}":
     "the denoiser works on images of 1 channels and colour-vit looks at 3; use two that were made "
     "for the same images",
+    f"explain predict wide.png --classifier colour-vit --device cpu --denoiser denoiser {NOISE}":
+    "the denoiser works on images of 1 channels and colour-vit looks at 3; use two that were made "
+    "for the same images",
     f"explain predict {SET}:0 {CLASSIFIER} --denoiser labelled {NOISE}": "this denoiser must be "
     "told the class of every image, ...",
     f"explain predict {SET}:0 {PARTS} {NOISE} --device tpu": "--device tpu is unknown; choose "

@@ -201,7 +201,10 @@ def grid_of(classifier: Classifier, cells: int) -> tuple[int, int]:
 def check_images(opened: Opened, shape: tuple[int, int, int]) -> None:
     """UsageError unless images of this shape suit; says who resizes what, if anyone does."""
     model = opened.model
-    if model is not None and model.shape[1:] != shape[1:] and model.shape[1] == model.shape[2]:
+    channels = opened.classifier.shape[0]
+    # Of channels that differ `check_fit` tells first: no --size would mend them.
+    mendable = model is not None and model.shape[0] == channels and model.shape[1] == model.shape[2]
+    if model is not None and mendable and model.shape[1:] != shape[1:]:
         raise UsageError(
             f"the denoiser works on images of {model.shape[1]} x {model.shape[2]} and these are "
             f"{shape[1]} x {shape[2]}; add --size {model.shape[1]}: noise and radii belong to "
