@@ -78,4 +78,4 @@ def test_a_packed_model_is_in_memory_once_while_it_is_loaded(tmp_path):
     child = [sys.executable, "-c", MEASURE, *folders]
     shown = subprocess.run(child, check=True, capture_output=True, text=True)
     for peak in json.loads(shown.stdout):
-        assert 0.9 * size < peak < 1.6 * size  # of one mapping all would be there twice
+        assert 0.9 * size < peak < 1.9 * size  # of one mapping: twice, and 20 MB beside
