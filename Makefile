@@ -42,6 +42,10 @@ benchmarks: .venv/.installed-bench
 	$(BIN)/python benchmarks/codecs.py
 	$(BIN)/python benchmarks/dimr.py
 	$(BIN)/python benchmarks/uvit.py
+	$(BIN)/python benchmarks/ternary.py
+	$(BIN)/python benchmarks/quantize.py
+	$(BIN)/python benchmarks/smoothing.py
+	$(BIN)/python benchmarks/explanations.py
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
