@@ -66,6 +66,12 @@ COMMANDS = {
     "told the class of every image, ...",
     f"explain predict {SET}:0 {PARTS} {NOISE} --device tpu": "--device tpu is unknown; choose "
     "auto, cpu, cuda or mps",
+    f"explain predict {SET}:0 {CLASSIFIER} --denoiser vit {NOISE}": "--denoiser vit is a "
+    "classifier; name a model of images",
+    f"explain predict {SET}:0 {PARTS} {NOISE} --out nowhere/p.json": "--out nowhere/p.json: there "
+    "is no folder nowhere; make it first",
+    f"explain predict {SET}:0 {PARTS} {NOISE} --out photos": "--out photos is a folder; name a "
+    "file",
     # --- certify
     f"explain certify {PARTS} {NOISE} --out new": "explain certify: DATA must be given",
     f"explain certify {SET} {PARTS} {NOISE}": "explain certify: --out must be given",
@@ -89,8 +95,14 @@ COMMANDS = {
     "name a new folder with --out",
     f"explain certify {SET} {PARTS} {NOISE} --out new --n 0": "explain certify: n is 0; it must be "
     "greater than 0",
-    f"explain certify {SET} {PARTS} {NOISE} --out new --alpha 1": "explain certify: alpha is 1.0; "
-    "it must be less than 1",
+    f"explain certify {SET} {PARTS} {NOISE} --out new --alpha 0.5": "explain certify: alpha is "
+    "0.5; it must be less than 0.5",
+    f"explain certify {SET} {PARTS} {NOISE} --out begun --n 16 --n0 8 --sampler ddim": "--out "
+    "begun was begun with sampler heun, now it is ddim; ...",
+    f"explain certify {SET} {PARTS} {NOISE} --out begun --n 16 --n0 8 --match order": "--out begun "
+    "was begun with match name, now it is order; ...",
+    f"explain certify {SET} {PARTS} {NOISE} --out edited": "edited/certificates.json is damaged; "
+    "name a new folder with --out",
     # --- maps
     f"explain map {SET}:0 {PARTS} {NOISE} --out map.jpg": "--out map.jpg must end in .png",
     f"explain map {SET}:0 {PARTS} {NOISE} --out m.png --method rolout": "there is no explanation "
@@ -103,7 +115,21 @@ COMMANDS = {
     "greater than 0",
     f"explain region {SET}:0 {PARTS} {NOISE} --order 1": "explain region: order is 1.0; it must be "
     "greater than 1",
+    f"explain region {SET}:0 {PARTS} {NOISE} --target smoothed --alpha 0.7": "explain region: "
+    "alpha is 0.7; it must be less than 0.5",
+    f"explain region {SET}:0 {PARTS} {NOISE} --out nowhere/r.json": "--out nowhere/r.json: there "
+    "is no folder nowhere; make it first",
+    f"explain map {SET}:0 {PARTS} {NOISE} --out nowhere/m.png": "--out nowhere/m.png: there is no "
+    "folder nowhere; make it first",
+    f"explain map {f'{SET}:0 ' * 101}{PARTS} {NOISE} --out m.png": "one picture shows 100 images "
+    "at most; these are 101",
     # --- evaluate
+    f"explain evaluate {SET} {PARTS} --out new --units 01 --alpha 0.5": "explain evaluate: alpha "
+    "is 0.5; it must be less than 0.5",
+    f"explain evaluate {SET} {PARTS} --out new --units 01 --eps 1e400": "explain evaluate: eps "
+    "'1e400' must be a number above 0 such as 8/255 or 0.03",
+    f"explain evaluate {SET} {PARTS} --out new --units 01 --eps 1e-400": "explain evaluate: eps "
+    "'1e-400' must be a number above 0 such as 8/255 or 0.03",
     f"explain evaluate {SET} {PARTS} --out new": "explain evaluate: --units must be given",
     f"explain evaluate {SET} {PARTS} --out new --units 01 --eps 8/0": "explain evaluate: eps "
     "'8/0' must be a number above 0 such as 8/255 or 0.03",
@@ -126,6 +152,11 @@ COMMANDS = {
     "explain plot text.png --units 01": "text.png is no table of certificates: ...",
     "explain plot theirs.tsv --units 01 --out curves.pdf": "--out curves.pdf must end in .png",
     "explain plot other.json": "other.json holds no results of `diffit explain evaluate`",
+    "explain plot none.json": "none.json holds no results of `diffit explain evaluate`",
+    "explain plot list.json": "list.json holds no results of `diffit explain evaluate`",
+    "explain plot halved.json": "halved.json holds no results of `diffit explain evaluate`",
+    "explain plot theirs.tsv --units 01 --out nowhere/c.png": "--out nowhere/c.png: there is no "
+    "folder nowhere; make it first",
     # --- demo
     "explain demo --out photos": "--out photos holds other files; name a new folder",
     "explain demo --out text.png": "--out text.png is a file; name a new folder",
@@ -164,8 +195,15 @@ def prepared(tmp_path_factory):
             "idx\tlabel\tpredict\tradius\tcorrect\ttime\n0\t1\t1\t0.5\t1\t0:00:03.2\n"
         )
         Path("other.json").write_text(json.dumps({"attacks": 3}))
+        Path("none.json").write_text(json.dumps({"attacks": [], "asked": {"k": 4}}))
+        Path("list.json").write_text(json.dumps([3]))
+        halved = {"attacks": [{"eps": {"01": 0.1}, "accuracy": 1}], "asked": {"k": 4}}
+        Path("halved.json").write_text(json.dumps(halved))
         begin = f"explain certify {SET} {PARTS} {NOISE} --out begun --limit 1 --n 16 --n0 8"
         assert main(shlex.split(begin)) == 0
+        Path("edited").mkdir()
+        edited = {"asked": {}, "classifier": "mine", "denoiser": None}
+        Path("edited/certificates.json").write_text(json.dumps(edited))
         Path("broken").mkdir()
         Path("broken/certificates.json").write_text("{")
     return root

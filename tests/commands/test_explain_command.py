@@ -2,15 +2,18 @@
 
 import json
 from math import sqrt
+from pathlib import Path
 from statistics import NormalDist
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from diffit.cli import main
-from diffit.commands.explain.arguments import digest, network_of
+from diffit.commands.explain.arguments import Opened, Parts, digest, network_of, smooth
+from diffit.commands.explain.plot import table_name
 from diffit.explain.binomial import lower_bound
 from diffit.explain.classifier_folder import load_classifier
 from diffit.explain.measures.curve import read_rows
@@ -216,6 +219,24 @@ def test_the_weights_of_a_classifier_are_told_apart_also_inside_an_adapter(tmp_p
     assert digest(vit) == digest(held)
     assert digest(vit) != digest(other)
     assert network_of(SimpleNamespace(model="no network")) is None
+
+
+def test_the_region_of_a_method_that_looks_at_no_class_says_so(parts, tmp_path, capsys):
+    words = ["region", f"{DIGITS}:3", *parts, *NOISE, "--samples", "8", "--method", "raw-attention"]
+    assert explain(*words) == 0
+    assert "the map depends on no class" in capsys.readouterr().out
+
+
+def test_noisy_copies_are_made_where_the_classifier_is(tmp_path):
+    vit = load_classifier(write_classifier(tmp_path / "vit"))
+    opened = Opened(vit, None, torch.device("meta"))
+    assert smooth(opened, Parts(classifier="vit"), 0.5).device == torch.device("meta")
+
+
+def test_tables_of_one_name_in_folders_of_one_name_stay_apart():
+    tables = [Path("a/run/c.tsv"), Path("b/run/c.tsv"), Path("b/other/c.tsv"), Path("b/d.tsv")]
+    names = [table_name(path, tables) for path in tables]
+    assert names == ["a/run/c.tsv", "b/run/c.tsv", "other/c", "d"]
 
 
 def test_help_names_every_verb(capsys):

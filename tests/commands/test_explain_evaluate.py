@@ -92,6 +92,8 @@ def test_repeating_it_measures_only_what_is_missing(parts, out):
 def test_other_settings_want_another_folder(parts, out, capsys):
     assert evaluate(parts, out, "--k", "5") == 2
     assert "was begun with k 4, now it is 5" in capsys.readouterr().err
+    assert evaluate(parts, out, "--precision", "bf16") == 2
+    assert "was begun with precision fp32, now it is bf16" in capsys.readouterr().err
 
 
 def test_more_images_may_be_taken_later(parts, out):

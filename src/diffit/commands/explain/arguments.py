@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from diffit.distributed import pick_device
 from diffit.errors import UsageError
 from diffit.explain.attribution import get_method, token_maps
 from diffit.explain.classifier import Classifier, is_attentive
+from diffit.explain.classifier_folder import is_classifier
 from diffit.explain.fitting import check_fit, check_sigma, denoise_of, path_of
 from diffit.explain.opening import open_classifier
 from diffit.explain.processes import in_processes
@@ -111,6 +113,8 @@ def open_parts(parts: Parts) -> Opened:
     network = network_of(classifier)
     if network is not None:
         network.to(device)
+    if parts.denoiser and is_classifier(Path(parts.denoiser)):
+        raise UsageError(f"--denoiser {parts.denoiser} is a classifier; name a model of images")
     model = load(parts.denoiser, device=device) if parts.denoiser else None
     if model is not None:
         denoise_of(model)  # refuses latents, and models that must be told the class
@@ -151,7 +155,7 @@ def smooth(
         precision=parts.precision,
     )
     explain = None if method is None else explainer(opened.classifier, method, parts.grid)
-    return Smoothed(opened.classifier, smoothing, explain)
+    return Smoothed(opened.classifier, smoothing, explain, device=opened.device)
 
 
 def open_smoothed(
@@ -213,6 +217,14 @@ def check_images(opened: Opened, shape: tuple[int, int, int]) -> None:
     note = check_fit(opened.classifier, model, shape)
     if note is not None:
         print(f"note: {note}")
+
+
+def check_out(out: Path | None) -> None:
+    """UsageError if a result could not be written to this file in the end."""
+    if out is not None and not out.parent.is_dir():
+        raise UsageError(f"--out {out}: there is no folder {out.parent}; make it first")
+    if out is not None and out.is_dir():
+        raise UsageError(f"--out {out} is a folder; name a file")
 
 
 def network_of(classifier: Classifier) -> nn.Module | None:

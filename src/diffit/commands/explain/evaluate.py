@@ -85,7 +85,7 @@ class Evaluate(Settings):
     """Noisy copies that choose a class to be certified."""
     n: PositiveInt = Field(default=1000, le=10_000_000)
     """Fresh copies that are counted for it."""
-    alpha: float = Field(default=0.001, gt=0, lt=1)
+    alpha: float = Field(default=0.001, gt=0, lt=0.5)
     """Probability that a label's certificate is wrong."""
     every: PositiveInt = 1
     """Take every so-many-th image of the set."""
@@ -100,8 +100,8 @@ class Evaluate(Settings):
         """Fractions or decimals above 0."""
         for word in eps:
             try:
-                above = Fraction(word) > 0
-            except (ValueError, ZeroDivisionError):
+                above = float(Fraction(word)) > 0
+            except (ValueError, ZeroDivisionError, OverflowError):
                 above = False
             if not above:
                 raise ValueError(f"eps {word!r} must be a number above 0 such as 8/255 or 0.03")
@@ -269,7 +269,8 @@ def asked_of(args: Evaluate) -> dict[str, Any]:
     """The settings that results depend on, every length in both units."""
     skipped = {"parts", "out", "sigmas", "eps", "limit"}
     asked = args.model_dump(mode="json", exclude=skipped)
-    asked |= {"steps": args.parts.steps, "seed": args.parts.seed, "size": args.parts.size}
+    parts = {"steps", "sampler", "seed", "size", "precision", "grid"}
+    asked |= args.parts.model_dump(mode="json", include=parts)
     asked["sigmas"] = [in_both(level) for level in args.levels]
     asked["eps"] = {name: in_both(eps) for name, eps in args.strengths.items()}
     return asked

@@ -17,6 +17,7 @@ from diffit.commands.explain.arguments import (
     Opened,
     Parts,
     check_images,
+    check_out,
     open_parts,
     running,
     smooth,
@@ -78,7 +79,7 @@ class Certify(Settings):
     """Noisy copies that choose the class."""
     n: PositiveInt = Field(default=1000, le=10_000_000)
     """Fresh copies that are counted for it; the largest possible radius grows with their number."""
-    alpha: float = Field(default=0.001, gt=0, lt=1)
+    alpha: float = Field(default=0.001, gt=0, lt=0.5)
     """Probability that a certificate is wrong."""
     every: PositiveInt = 1
     """Take every so-many-th image of the set."""
@@ -90,6 +91,7 @@ class Certify(Settings):
 
 def run_predict(args: Predict) -> None:
     """Count votes for each image, print, and write what was found."""
+    check_out(args.out)
     opened = open_parts(args.parts)
     examples = read_examples(
         args.images,
@@ -147,6 +149,7 @@ def run_certify(args: Certify) -> None:
         "data": args.data, **args.noise.stated(), "n0": args.n0, "n": args.n, "alpha": args.alpha,
         "every": args.every, "steps": args.parts.steps, "seed": args.parts.seed,
         "size": args.parts.size, "precision": args.parts.precision,
+        "sampler": args.parts.sampler, "match": args.match,
     }  # fmt: skip
     started = time.monotonic()
     with locked(args.out):
@@ -175,18 +178,19 @@ def begin(out: Path, plan: dict[str, Any], name: str = PLAN) -> None:
         return
     try:
         before = json.loads(path.read_text("utf-8"))
-        known = {name: before[name] for name in plan}
-    except (OSError, ValueError, KeyError, TypeError):
+        asked = dict(before["asked"])
+        hashes = {name: _hash(before[name]) for name in ("classifier", "denoiser")}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UsageError(f"{path} is damaged; name a new folder with --out") from None
     wanted = json.loads(json.dumps(plan))
     for name, value in wanted["asked"].items():
-        if known["asked"].get(name) != value:
+        if asked.get(name) != value:
             raise UsageError(
-                f"--out {out} was begun with {name} {known['asked'].get(name)}, now it is {value}; "
+                f"--out {out} was begun with {name} {asked.get(name)}, now it is {value}; "
                 "repeat the first command or name a new folder"
             )
-    for name in ("classifier", "denoiser"):
-        if _hash(known[name]) != _hash(wanted[name]):
+    for name, known in hashes.items():
+        if known != _hash(wanted[name]):
             raise UsageError(f"--out {out} was begun with another {name}; name a new folder")
 
 

@@ -16,6 +16,7 @@ from diffit.commands.explain.arguments import (
     Opened,
     Parts,
     check_images,
+    check_out,
     grid_of,
     open_parts,
     running,
@@ -40,6 +41,9 @@ from diffit.explain.units import Units, from_pm1
 
 VOTES = 200
 """Copies that choose the class to explain, where the user has named none."""
+
+MOST = 100
+"""Images in one picture; matplotlib draws some four times as many."""
 
 
 class Map(Settings):
@@ -95,7 +99,7 @@ class Region(Settings):
     """Target smoothed: noisy copies that choose the class."""
     n: PositiveInt = Field(default=1000, le=10_000_000)
     """Target smoothed: fresh copies that certify it."""
-    alpha: float = Field(default=0.001, gt=0, lt=1)
+    alpha: float = Field(default=0.001, gt=0, lt=0.5)
     """Target smoothed: probability that the label's certificate is wrong."""
     out: Path | None = None
     """JSON file for the result."""
@@ -105,6 +109,9 @@ def run_map(args: Map) -> None:
     """Explain each image twice, draw, and write the numbers."""
     if args.out.suffix.lower() != ".png":
         raise UsageError(f"--out {args.out} must end in .png")
+    if len(args.images) > MOST:
+        raise UsageError(f"one picture shows {MOST} images at most; these are {len(args.images)}")
+    check_out(args.out)
     opened, examples, images = _open(args.parts, args.images)
     smoothed = smooth(opened, args.parts, args.noise.level, method=args.method)
     check_k(args.k, opened, args.parts)
@@ -136,6 +143,7 @@ def run_map(args: Map) -> None:
 
 def run_region(args: Region) -> None:
     """Estimate the map, then say how far it and the prediction hold."""
+    check_out(args.out)
     opened, (example,), (image,) = _open(args.parts, (args.image,))
     smoothed = smooth(opened, args.parts, args.noise.level, method=args.method)
     check_k(args.k, opened, args.parts)
@@ -157,7 +165,7 @@ def run_region(args: Region) -> None:
     result = region(
         smoothed, found, dimensions=image.numel(), k=args.k, beta=args.beta, gamma=args.gamma,
         order=args.order, eta=args.eta, of=args.of, bound=args.bound, number=example.number,
-        label=label_certificate,
+        label=label_certificate, by_class=get_method(args.method).by_class,
     )  # fmt: skip
     if args.out is not None:
         results = {

@@ -1,19 +1,20 @@
 """`diffit explain plot FILES...`: certified accuracy of tables, robustness of evaluations."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 from pydantic import field_validator
 
+from diffit.commands.explain.arguments import PIXELS, check_out
 from diffit.commands.explain.pictures import Panel, draw_panels
 from diffit.config import Settings
 from diffit.errors import DataError, UsageError
 from diffit.explain.measures.curve import certified_curve, read_rows
 from diffit.explain.units import Units, from_pm1, to_pm1
 
-UNITS = {"01": "pixels in [0, 1]", "pm1": "pixels in [-1, 1]"}
 MAX_JSON = 1 << 26
 """Bytes; more is no file of results."""
 
@@ -47,16 +48,17 @@ def run_plot(args: Plot) -> None:
     """Read all files, then draw."""
     if args.out.suffix.lower() != ".png":
         raise UsageError(f"--out {args.out} must end in .png")
+    check_out(args.out)
     tables = [path for path in args.files if path.suffix.lower() != ".json"]
     results = [path for path in args.files if path.suffix.lower() == ".json"]
     panels = []
     if tables:
-        lines = {_name(path, tables): _curve(path, args) for path in tables}
+        lines = {table_name(path, tables): _curve(path, args) for path in tables}
         panels.append(
-            Panel("certified accuracy", f"l2 radius, {UNITS[args.show]}", "accuracy", lines, True)
+            Panel("certified accuracy", f"l2 radius, {PIXELS[args.show]}", "accuracy", lines, True)
         )
     for path in results:
-        panels += attack_panels(read_results(path))
+        panels += read_panels(path)
     draw_panels(args.out, panels)
     print(f"{args.out}: {len(panels)} {'chart' if len(panels) == 1 else 'charts'}")
 
@@ -82,19 +84,19 @@ def attack_panels(results: dict[str, Any]) -> list[Panel]:
     ]
 
 
-def read_results(path: Path) -> dict[str, Any]:
-    """The JSON file of an evaluation; DataError if it is none."""
+def read_panels(path: Path) -> list[Panel]:
+    """Charts of the JSON file of an evaluation; DataError if it is none."""
     try:
         if path.stat().st_size > MAX_JSON:
             raise DataError(f"{path} is larger than {MAX_JSON >> 20} MiB; it holds no results")
-        found = json.loads(path.read_text("utf-8"))
-        if not isinstance(found["attacks"], list) or not isinstance(found["asked"], dict):
-            raise TypeError
+        panels = attack_panels(json.loads(path.read_text("utf-8")))
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, TypeError, KeyError, RecursionError):
-        raise DataError(f"{path} holds no results of `diffit explain evaluate`") from None
-    return dict(found)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        panels = []
+    if not panels:
+        raise DataError(f"{path} holds no results of `diffit explain evaluate`")
+    return panels
 
 
 def _curve(path: Path, args: Plot) -> list[tuple[float, float]]:
@@ -118,10 +120,13 @@ def units_of(table: Path) -> Units | None:
         units: Units | None = json.loads(beside.read_text("utf-8"))["asked"]["units"]
     except (OSError, ValueError, TypeError, KeyError):
         return None
-    return units if units in UNITS else None
+    return units if units in PIXELS else None
 
 
-def _name(path: Path, among: list[Path]) -> str:
+def table_name(path: Path, among: list[Path]) -> str:
     """The shortest name that tells a table from the others."""
-    stems = [other.stem for other in among]
-    return path.stem if stems.count(path.stem) == 1 else f"{path.parent.name}/{path.stem}"
+    kinds: list[Callable[[Path], str]] = [lambda p: p.stem, lambda p: f"{p.parent.name}/{p.stem}"]
+    for name in kinds:
+        if [name(other) for other in among].count(name(path)) == 1:
+            return name(path)
+    return str(path)
