@@ -126,6 +126,14 @@ COMMANDS = {
     # --- evaluate
     f"explain evaluate {SET} {PARTS} --out new --units 01 --alpha 0.5": "explain evaluate: alpha "
     "is 0.5; it must be less than 0.5",
+    f"explain evaluate {SET} {PARTS} --out new --units 01 --methods": "explain evaluate: methods: "
+    "name at least one method, and none twice",
+    f"explain evaluate {SET} {PARTS} --out new --units 01 --methods rollout rollout": "explain "
+    "evaluate: methods: name at least one method, and none twice",
+    f"explain evaluate {SET} {PARTS} --out new --units 01 --sigmas 0.25 0.2500000001": "explain "
+    "evaluate: two sigmas differ by less than their first six digits; drop one",
+    f"explain evaluate {SET} {PARTS} --out new --units 01 --attack fgsm": "explain evaluate: "
+    "invalid choice 'fgsm' for argument '--attack'; choose from kl, pgd, push-out",
     f"explain evaluate {SET} {PARTS} --out new --units 01 --eps 1e400": "explain evaluate: eps "
     "'1e400' must be a number above 0 such as 8/255 or 0.03",
     f"explain evaluate {SET} {PARTS} --out new --units 01 --eps 1e-400": "explain evaluate: eps "

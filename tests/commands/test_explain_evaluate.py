@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from diffit.cli import main
@@ -118,6 +119,24 @@ def test_without_a_denoiser_there_are_only_plain_and_noise(parts, tmp_path):
     assert list(results["attacks"][0]["accuracy"]) == ["plain", "noise 0.25"]
     assert results["denoiser"] is None
     assert results["adaptive"] == []
+
+
+def test_explanations_can_be_attacked_in_place_of_labels(parts, tmp_path, capsys):
+    few = ["--limit", "2", "--adaptive", "0", "--methods", "raw-attention"]
+    left = {}
+    for name in ("pgd", "push-out", "kl"):
+        assert evaluate(parts, tmp_path / name, *few, "--attack", name) == 0
+        clean, attacked = (plain_maps(tmp_path / name, eps) for eps in ("0", "16-255"))
+        top = clean.argsort(1)[:, -4:]
+        left[name] = np.take_along_axis(attacked, top, 1).sum()
+    assert "accuracy under kl on the plain classifier" in capsys.readouterr().out
+    assert left["push-out"] < left["kl"]
+    assert left["push-out"] < left["pgd"]
+
+
+def plain_maps(out, eps):
+    (part,) = (out / "parts").glob(f"attacked_plain_{eps}_*.json")
+    return np.array(json.loads(part.read_text())["maps"]["plain"]["raw-attention"])
 
 
 @pytest.mark.parametrize(("hits", "share"), [(1.0, 1.0), (0.2, 0.0)])

@@ -261,7 +261,7 @@ def test_a_second_process_in_the_same_run_is_refused(tmp_path):
     go(tiny_run(images=64), tmp_path / "run")
     with (
         locked(tmp_path / "run"),
-        pytest.raises(UsageError, match="another process is training in"),
+        pytest.raises(UsageError, match="another process is at work in"),
     ):
         go(tiny_run(images=128), tmp_path / "run", resume=True)
 

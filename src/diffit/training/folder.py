@@ -63,7 +63,7 @@ def locked(run: Path) -> Iterator[None]:
         raise UsageError(f"--out {run} cannot be made: {reason}; name another folder") from None
     with (run / "lock").open("a+") as file:
         if not _lock(file):
-            raise UsageError(f"another process is training in {run}; wait for it or end it first")
+            raise UsageError(f"another process is at work in {run}; wait for it or end it first")
         yield
 
 

@@ -21,6 +21,7 @@ from diffit.commands.explain.maps import check_k
 from diffit.commands.explain.measuring import (
     OTHER_SEED,
     PLAIN,
+    Attack,
     Subject,
     Way,
     attack,
@@ -66,6 +67,9 @@ class Evaluate(Settings):
     eps: tuple[str, ...] = ()
     """Largest changes of a pixel by the attack, such as 8/255; by default 8/255, 16/255, 32/255 and
     0.2 for pixels in [0, 1]."""
+    attack: Attack = "pgd"
+    """What the attack on the plain classifier aims at: pgd at its label, push-out and kl at the
+    first of the methods, whose map is to lose its top or to be any other."""
     attack_steps: PositiveInt = Field(default=20, le=10_000)
     """Gradient steps of an attack, each a fifth of eps long."""
     adaptive: int = Field(default=4, ge=0, le=10_000)
@@ -106,6 +110,22 @@ class Evaluate(Settings):
             if not above:
                 raise ValueError(f"eps {word!r} must be a number above 0 such as 8/255 or 0.03")
         return eps
+
+    @field_validator("methods")
+    @classmethod
+    def check_methods(cls, methods: tuple[str, ...]) -> tuple[str, ...]:
+        """At least one, none twice."""
+        if not methods or len(set(methods)) < len(methods):
+            raise ValueError("name at least one method, and none twice")
+        return methods
+
+    @model_validator(mode="after")
+    def check_names(self) -> Self:
+        """Results are kept by the names of their noise levels."""
+        names = [way.name for way in self.ways(denoiser=False)]
+        if len(set(names)) < len(names):
+            raise ValueError("two sigmas differ by less than their first six digits; drop one")
+        return self
 
     @model_validator(mode="after")
     def check_strengths(self) -> Self:
@@ -242,7 +262,7 @@ def measure(args: Evaluate, subject: Subject, examples: LabelledSet, task: Task)
     match task.stage:
         case "attacked":
             ways = args.ways(denoiser=subject.opened.model is not None)
-            attacked = attack(subject, some, eps, steps=args.attack_steps)
+            attacked = attack(subject, some, eps, steps=args.attack_steps, name=args.attack)
             seed = OTHER_SEED if eps else 0
             return measure_attacked(subject, ways, some, attacked, m=args.samples, seed=seed)
         case "certified":

@@ -75,7 +75,8 @@ def draw_examples(
     count = min(SHOWN, len(examples))
     some = [examples[i] for i in range(count)]
     eps = next(a["eps"]["pm1"] for a in attacks if a["name"] == worst)
-    hit = attack(subject, some, eps, steps=results["asked"]["attack_steps"])
+    asked = results["asked"]
+    hit = attack(subject, some, eps, steps=asked["attack_steps"], name=asked["attack"])
     names = subject.opened.classifier.class_names
     rows = []
     for i, example in enumerate(some):

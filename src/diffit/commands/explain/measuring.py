@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +21,9 @@ from diffit.explain.smoothed import certify
 from diffit.explain.smoothing import Explain, Smoothed, normalised
 
 ORDERS: tuple[Order, ...] = ("positive", "negative")
+Attack = Literal["pgd", "push-out", "kl"]
+"""Attacks on the plain classifier, or on its explanation."""
+
 OTHER_SEED = 1
 """Added to the seed for attacked images: maps that are compared share no noise, since that would
 flatter their overlap."""
@@ -209,16 +212,18 @@ def attack(
     eps: float,
     *,
     steps: int,
+    name: Attack = "pgd",
     way: Way = PLAIN,
     copies: int = 1,
 ) -> Tensor:
-    """Images attacked by PGD on their true label, or as they are if eps is 0.
+    """Images attacked for their true label, or as they are if eps is 0.
 
     Args:
         subject: whose classifier is attacked.
         examples: the images.
         eps: largest change of a pixel, for pixels in [-1, 1].
         steps: gradient steps.
+        name: what is attacked: the label, or its explanation by the subject's first method.
         way: `PLAIN` attacks the classifier alone; another one is attacked through its noise and
             denoiser.
         copies: noisy copies in each step, then.
@@ -227,7 +232,8 @@ def attack(
     if not eps:
         return images
     config = AttackConfig(
-        name="adaptive" if way.level else "pgd",
+        name="adaptive" if way.level else name,
+        method=next(iter(subject.explain)),
         eps=eps,
         units="pm1",
         steps=steps,

@@ -190,7 +190,8 @@ def _attack_table(results: dict[str, Any]) -> tuple[str, list[str], list[list[st
         cells = [known.get(attack["name"], "") for attack in results["attacks"]]
         rows.append([f"{way}, attack knows it", *cells])
     head = ["way", "clean", *(attack["name"] for attack in results["attacks"][1:])]
-    return "accuracy under PGD on the plain classifier, by l-infinity eps", head, rows
+    attack = {"pgd": "PGD"}.get(results["asked"]["attack"], results["asked"]["attack"])
+    return f"accuracy under {attack} on the plain classifier, by l-infinity eps", head, rows
 
 
 def _overlap_table(results: dict[str, Any], method: str) -> tuple[str, list[str], list[list[str]]]:
