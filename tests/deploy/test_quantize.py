@@ -12,6 +12,7 @@ from diffit.deploy.footprint import baseline, bits_a_weight, bytes_of, pace, pea
 from diffit.deploy.probe import answers, gaps, overall
 from diffit.deploy.quantize import (
     candidates,
+    check_answers,
     check_quantisable,
     choose,
     config_of,
@@ -233,6 +234,30 @@ def test_patterns_must_name_layers():
         candidates(model(), Int8Config(skip=("*.modulatoin",)))
     with pytest.raises(UsageError, match="no linear layer is left"):
         candidates(model(), Int8Config(skip=("*",)))
+
+
+def test_groups_must_divide_the_inputs_of_layers():
+    config = TernaryPackedConfig(granularity="group", group=24)
+    with pytest.raises(UsageError, match=r"--group 24 does not divide the 32 inputs of column\.0"):
+        candidates(model(), config)
+
+
+def test_a_model_trained_ternary_must_have_ternary_layers():
+    made = model(linear=TernaryConfig(skip=("*",)))
+    with pytest.raises(UsageError, match=r"no ternary layer to be packed: model\.linear\.skip"):
+        candidates(made, TernaryPackedConfig())
+
+
+@pytest.mark.parametrize(
+    ("factor", "sentence"),
+    [(0.0, "nothing but 0 at sigma"), (1e38, "numbers that are not finite at sigma")],
+)
+def test_a_network_that_answers_nothing_of_use_is_refused(factor, sentence):
+    made = model()
+    for weight in made.network.parameters():
+        weight.mul_(factor)
+    with pytest.raises(CheckpointError, match=sentence):
+        check_answers(made, probe(made))
 
 
 def test_bits_of_a_weight():

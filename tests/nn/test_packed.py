@@ -131,6 +131,7 @@ def test_it_is_empty_until_filled():
         ("codes", lambda t: t[:1], "0.codes is uint8 of shape"),
         ("codes", lambda t: t.float(), "0.codes is float32"),
         ("scale", lambda t: t * torch.nan, "0.scale has numbers that are not finite"),
+        ("scale", lambda t: t.double() * 1e300, "0.scale has numbers that are not finite"),
         ("scale", lambda t: t[:0], "0.scale has shape"),
         ("scale", lambda t: t.int(), "0.scale has numbers that are not finite"),
     ],
@@ -141,6 +142,10 @@ def test_damaged_tensors_are_refused_in_one_sentence(name, spoil, message):
     state[f"0.{name}"] = spoil(state[f"0.{name}"])
     with pytest.raises(CheckpointError, match=message):
         column.load_state_dict(state, assign=True)
+
+
+def test_a_layer_without_memory_takes_none():
+    assert PackedTernary(1 << 22, 1 << 22, device="meta").codes.is_meta  # 4 TB otherwise
 
 
 @pytest.mark.parametrize("shape", [(), (2,), (40, 5), (24, 3), (40, 0), (40, 3, 1)])

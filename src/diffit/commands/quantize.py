@@ -28,6 +28,7 @@ from diffit.deploy.quantize import (
     Choice,
     QuantisedConfig,
     candidates,
+    check_answers,
     check_quantisable,
     choose,
     config_of,
@@ -200,6 +201,7 @@ def quantise(
 ) -> Choice:
     """Calibrate, round, and choose the layers."""
     layers = candidates(model, config)
+    check_answers(model, probe)
     if isinstance(model.config.linear, TernaryConfig):
         return choose(model, round_layers(model, layers, config, None), probe, kind=config.name)
     # Other images than those of the measurement.

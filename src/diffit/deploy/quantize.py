@@ -68,6 +68,22 @@ def check_quantisable(model: Model, config: QuantisedConfig) -> None:
         )
 
 
+def check_answers(model: Model, probe: Probe) -> None:
+    """CheckpointError if a network's output is nothing that an error could be relative to."""
+    name = model.provenance.get("checkpoint", "the model")
+    for sigma, found in zip(probe.sigmas, answers(model, probe), strict=True):
+        if not bool(found.raw.isfinite().all()):
+            raise CheckpointError(
+                f"the network of {name} answers with numbers that are not finite at sigma "
+                f"{float(sigma):.4g}; choose another checkpoint"
+            )
+        if not bool(found.raw.any()):
+            raise CheckpointError(
+                f"the network of {name} answers with nothing but 0 at sigma {float(sigma):.4g}; "
+                "train it first"
+            )
+
+
 def packed_as_trained(config: TernaryConfig, wanted: QuantisedConfig) -> QuantisedConfig:
     """The packed form of layers that were trained ternary."""
     shape = {"granularity": config.granularity, "group": config.group, "skip": config.skip}
@@ -78,7 +94,13 @@ def candidates(model: Model, config: QuantisedConfig) -> dict[str, nn.Linear]:
     """The layers that may become those of ``config``, by name; UsageError where there are none."""
     found = linears_in(model.network)
     if isinstance(model.config.linear, TernaryConfig):
-        return {name: layer for name, layer in found.items() if isinstance(layer, TernaryLinear)}
+        found = {name: layer for name, layer in found.items() if isinstance(layer, TernaryLinear)}
+        if not found:
+            raise UsageError(
+                "there is no ternary layer to be packed: model.linear.skip left all of them dense "
+                "in training"
+            )
+        return found
     for pattern in config.skip:
         if not any(fnmatchcase(name, pattern) for name in found):
             raise UsageError(
@@ -92,6 +114,13 @@ def candidates(model: Model, config: QuantisedConfig) -> dict[str, nn.Linear]:
     }
     if not left:
         raise UsageError("no linear layer is left to be quantised; leave a --skip out")
+    if isinstance(config, TernaryPackedConfig) and config.granularity == "group":
+        for name, layer in left.items():
+            if layer.in_features % config.group:
+                raise UsageError(
+                    f"--group {config.group} does not divide the {layer.in_features} inputs of "
+                    f"{name}; name a divisor, or leave such layers out with --skip"
+                )
     return left
 
 

@@ -99,8 +99,9 @@ class PackedTernary(nn.Module):
         self.keeps_weights = False
         self._kept: Tensor | None = None
         # Weights of 0 until there are others: a byte of four codes of 1.
-        zeros = torch.full(tiles_shape(outputs, inputs), 0b01010101, dtype=torch.uint8)
-        self.register_buffer("codes", zeros.to(device))
+        shape = tiles_shape(outputs, inputs)
+        zeros = torch.full(shape, 0b01010101, dtype=torch.uint8, device=device)
+        self.register_buffer("codes", zeros)
         self.register_buffer("scale", torch.ones(scale_shape, device=device))
         self.bias: nn.Parameter | None = None
         if bias:
@@ -317,7 +318,7 @@ class PackedTernary(nn.Module):
                 f"{source} has shape {tuple(scale.shape)}; its layer wants "
                 f"{tuple(self.scale.shape)}"
             )
-        if not scale.is_floating_point() or not bool(scale.isfinite().all()):
+        if not scale.is_floating_point() or not bool(scale.float().isfinite().all()):
             raise CheckpointError(f"{source} has numbers that are not finite; it is damaged")
         return scale.float()
 
