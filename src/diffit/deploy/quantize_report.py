@@ -14,6 +14,9 @@ from diffit.data.images import grid
 
 DENSE = "dense"
 
+LEAST = 1e-9
+"""An error that float32 cannot tell from none; an axis of logarithms has no place for 0."""
+
 
 class LevelRow(Settings):
     """Errors at one noise level."""
@@ -160,8 +163,10 @@ def draw(report: Report, path: Path, images: Sequence[tuple[str, np.ndarray]] = 
 
 def _draw_levels(axes: Any, report: Report) -> None:
     sigmas = [row.sigma for row in report.levels]
-    axes.loglog(sigmas, [row.raw for row in report.levels], "o-", label="of the network's output")
-    axes.loglog(sigmas, [row.clean for row in report.levels], "s--", label="of D")
+    raw = [max(row.raw, LEAST) for row in report.levels]
+    clean = [max(row.clean, LEAST) for row in report.levels]
+    axes.loglog(sigmas, raw, "o-", label="of the network's output")
+    axes.loglog(sigmas, clean, "s--", label="of D")
     if report.target is not None:
         axes.axhline(report.target, color="grey", linewidth=0.8, linestyle=":")
     axes.set(
