@@ -167,6 +167,19 @@ def test_a_teacher_of_other_classes_is_refused(tmp_path):
         open_teacher(run.model_copy(update={"model": named}), CPU)
 
 
+def test_a_teacher_whose_weights_are_not_finite_is_refused(tmp_path):
+    made = build_model(config())
+    with torch.no_grad():
+        next(made.network.parameters()).fill_(torch.nan)
+    save_model(
+        tmp_path / "x", Exported(model=made.config), {"model": made.network.state_dict()}, {}
+    )
+    run = tiny_run(teacher=str(tmp_path / "x"))
+    named = run.model.model_copy(update={"class_names": NAMES})
+    with pytest.raises(CheckpointError, match="has weights that are not finite; take another one"):
+        open_teacher(run.model_copy(update={"model": named}), CPU)
+
+
 def test_a_teacher_that_is_none_leaves_no_folder(tmp_path):
     with pytest.raises(CheckpointError, match="nowhere"):
         train(tiny_run(teacher=str(tmp_path / "nowhere")), tmp_path / "run", quiet=True)

@@ -11,6 +11,8 @@ from diffit.config import Settings
 from diffit.errors import CheckpointError
 from diffit.model import ModelConfig, build_model
 from diffit.nn.attention import RelativeBias
+from diffit.nn.packed import TernaryPackedConfig
+from diffit.nn.quantized import Int4Config, Int8Config
 from diffit.nn.ternary import TernaryConfig, TernaryLinear, ternarise
 from diffit.training.loop import train
 from diffit.training.transfer import carry_over, describe
@@ -167,6 +169,16 @@ def test_a_source_that_is_none_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="nowhere does not exist"):
         train(tiny_run(init_from="nowhere"), tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("kind", [Int8Config(), Int4Config(), TernaryPackedConfig()])
+def test_quantised_weights_are_no_start(tmp_path, kind):
+    made = build_model(config().model_copy(update={"linear": kind}))
+    save_model(
+        tmp_path / "x", Exported(model=made.config), {"model": made.network.state_dict()}, {}
+    )
+    with pytest.raises(CheckpointError, match=f"has {kind.name} layers, which cannot be trained"):
+        carry_over(build_model(config()), tmp_path / "x")
 
 
 def test_resized_tables_are_the_bicubic_ones():

@@ -9,7 +9,7 @@ from diffit.codecs import CodecConfig
 from diffit.diffusion.denoiser import Denoiser, over
 from diffit.diffusion.loss import Lesson, noisy
 from diffit.distributed import double
-from diffit.errors import ConfigError
+from diffit.errors import CheckpointError, ConfigError
 from diffit.model import Model
 from diffit.training.inputs import Inputs
 from diffit.training.settings import RunConfig
@@ -48,12 +48,17 @@ class Teacher:
 
 
 def open_teacher(config: RunConfig, device: torch.device) -> Teacher | None:
-    """The teacher that a run names, None if it names none; ConfigError if it does not fit."""
+    """The teacher that a run names, None if it names none; ConfigError if it does not fit,
+    CheckpointError if its weights are not finite."""
     train = config.train
     if not train.teacher:
         return None
     model = load(train.teacher, device=device)
     _refuse_other_data(model, config)
+    if not all(bool(weight.isfinite().all()) for weight in model.network.parameters()):
+        raise CheckpointError(
+            f"train.teacher {train.teacher} has weights that are not finite; take another one"
+        )
     model.network.eval()
     return Teacher(model, SHARE if train.teacher_share is None else train.teacher_share)
 

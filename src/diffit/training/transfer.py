@@ -11,6 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from diffit.checkpoint import load
+from diffit.errors import CheckpointError
 from diffit.model import Model
 from diffit.nn.attention import RelativeBias
 from diffit.nn.embed import LabelEmbedding
@@ -47,8 +48,14 @@ def carry_over(model: Model, path: str | Path) -> Report:
     Position biases of another window are interpolated; rows of the class table go to the classes
     of the same name, or without names to those of the same number; the first and last convolution
     pass from grey to colour and back. Dense weights become the masters of ternary layers.
+    CheckpointError for integer or packed weights, which are no start for any.
     """
     source = load(path)
+    if source.config.linear.name not in ("dense", "ternary"):
+        raise CheckpointError(
+            f"{path} has {source.config.linear.name} layers, which cannot be trained further; "
+            "start from the model that it was made of"
+        )
     report = Report(f"{source.provenance['checkpoint']} ({source.provenance['weights']})")
     old = source.network.state_dict()
     new = model.network.state_dict()
