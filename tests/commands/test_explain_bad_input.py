@@ -172,6 +172,10 @@ COMMANDS = {
     "explain train-classifier": "explain train-classifier: --out must be given",
     "explain train-classifier --out new --data.path nowhere": "there is nothing to "
     "read at 'nowhere'; name a folder, zip or npz",
+    "explain train-classifier --out new --device cpu --train.noise 0.5 --train.denoiser vit":
+    "train.denoiser vit is a classifier; name a model of images",
+    "explain train-classifier --out new --device cpu --train.noise 0.5 --train.denoiser labelled":
+    "this denoiser must be told the class of every image, ...",
     "explain train-classifier --out photos": "--out photos exists and is no training of a "
     "classifier; name a new folder",
 }  # fmt: skip

@@ -100,7 +100,7 @@ def train_classifier(
     device = torch.device(device)
     learnt, held_out = open_sets(run)
     vit = build_vit(_vit_config(run, learnt), seed=run.train.seed).to(device)
-    denoise = open_denoiser(run.train.denoiser, vit.shape)
+    denoise = open_denoiser(run.train.denoiser, vit.shape, device)
     numbers = arithmetic(device, tf32=False, threads=run.train.threads)
     again = "the same command"
     with locked(out), full_disk_in_one_line(out, again), numbers, Interrupts() as interrupts:

@@ -4,6 +4,7 @@ Every draw is a function of (seed, number of the image in the run, purpose).
 """
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,6 +18,8 @@ from diffit.data.builtin import PREFIX
 from diffit.data.loader import Batch
 from diffit.diffusion.denoiser import Denoise
 from diffit.errors import ConfigError, DataError
+from diffit.explain.classifier_folder import is_classifier
+from diffit.explain.fitting import denoise_of
 from diffit.training.classifier_settings import ClassifierRun, ClassifierTrain
 
 EACH = 10
@@ -86,18 +89,26 @@ def _open(run: ClassifierRun, path: str) -> Dataset:
     return dataset
 
 
-def open_denoiser(path: str, shape: tuple[int, int, int]) -> Denoise | None:
-    """The denoiser that images pass through, None for none; ConfigError if it takes others."""
+def open_denoiser(
+    path: str, shape: tuple[int, int, int], device: torch.device | str = "cpu"
+) -> Denoise | None:
+    """The denoiser that images pass through, None for none.
+
+    ConfigError if it takes others, UsageError if it must be told their class.
+    """
     if not path:
         return None
-    model = load(path)
+    if is_classifier(Path(path)):
+        raise ConfigError(f"train.denoiser {path} is a classifier; name a model of images")
+    model = load(path, device=device)
     if not isinstance(model.config.codec, PixelsConfig) or model.shape != shape:
         raise ConfigError(
             f"train.denoiser {path} works on {model.shape} "
             f"{'pixels' if isinstance(model.config.codec, PixelsConfig) else 'latents'}, but the "
             f"images are {shape}; train one on these images"
         )
-    return model.denoiser.eval().requires_grad_(False)
+    model.denoiser.eval().requires_grad_(False)
+    return denoise_of(model)
 
 
 def draw_images(
