@@ -40,7 +40,27 @@ class Int4Config(Settings):
     """At most so many inputs share a scale of 16 bits: 32 makes 4.5 bits a weight, 128 4.125."""
 
 
-class Int8Linear(nn.Module):
+class _Quantised(nn.Module):
+    """What integer layers share: how they are read, and what of them keeps its precision."""
+
+    codes: Tensor
+    scale: Tensor
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        """Moves; a scale, one number for many weights, keeps its precision."""
+        scale = self.scale
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.scale.dtype != scale.dtype:
+            self.scale = scale.to(self.scale.device)
+        return self
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Refuses, by name, tensors that are no weights of this layer."""
+        _check(self, state, prefix)
+        super()._load_from_state_dict(state, prefix, *rest)
+
+
+class Int8Linear(_Quantised):
     """x W^T + b with W[o, i] = scale[o] codes[o, i].
 
     For inference: there is nothing to train in it. Gradients with respect to x are those of the
@@ -52,9 +72,6 @@ class Int8Linear(nn.Module):
         activations: ``"int8"`` rounds each token to int8, its largest number to 127, and multiplies
             integers; ``"full"`` makes the weights real for each product.
     """
-
-    codes: Tensor
-    scale: Tensor
 
     def __init__(
         self,
@@ -111,18 +128,8 @@ class Int8Linear(nn.Module):
             f"bias={self.bias is not None}, activations={self.activations}"
         )
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        scale = self.scale
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        _keep_precision(self, scale)
-        return self
 
-    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
-        _check(self, state, prefix)
-        super()._load_from_state_dict(state, prefix, *rest)
-
-
-class Int4Linear(nn.Module):
+class Int4Linear(_Quantised):
     """x W^T + b with W[o, i] = scale[o, i / group] (code - 15/2), codes 0 .. 15.
 
     The grid has no zero and is symmetric: 16 levels where one with a zero would have 15. Byte k of
@@ -135,9 +142,6 @@ class Int4Linear(nn.Module):
         group: most inputs that share a scale; a row's inputs are shared out evenly among as few
             groups as that allows, so that next to nothing of the last one is unused.
     """
-
-    codes: Tensor
-    scale: Tensor
 
     def __init__(
         self,
@@ -197,16 +201,6 @@ class Int4Linear(nn.Module):
             f"in_features={self.in_features}, out_features={self.out_features}, "
             f"bias={self.bias is not None}, group={self.group}"
         )
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        scale = self.scale
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        _keep_precision(self, scale)
-        return self
-
-    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
-        _check(self, state, prefix)
-        super()._load_from_state_dict(state, prefix, *rest)
 
 
 IntegerLinear = Int8Linear | Int4Linear
@@ -269,13 +263,7 @@ def _grouped(weight: Tensor, group: int) -> Tensor:
     return padded.reshape(len(weight), -1, group)
 
 
-def _keep_precision(layer: IntegerLinear, scale: Tensor) -> None:
-    """A network may get another precision; a scale, one number for many weights, keeps its own."""
-    if layer.scale.dtype != scale.dtype:
-        layer.scale = scale.to(layer.scale.device)
-
-
-def _check(layer: IntegerLinear, state: dict[str, Any], prefix: str) -> None:
+def _check(layer: _Quantised, state: dict[str, Any], prefix: str) -> None:
     """CheckpointError, by name, for tensors that are no weights of this layer."""
     codes, scale = state.get(prefix + "codes"), state.get(prefix + "scale")
     if codes is not None and codes.dtype != layer.codes.dtype:
