@@ -6,6 +6,7 @@ Only safetensors and JSON are fetched: neither can run code.
 """
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -13,7 +14,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from huggingface_hub import HfApi, constants, errors, hf_hub_download
 
@@ -277,6 +278,23 @@ def file_sha256(path: Path) -> str:
     """The sha256 of a file's bytes, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_json(path: Path, *, most: int = 16 << 20) -> dict[str, Any]:
+    """The JSON object in a file of somebody else, of ``most`` bytes; CheckpointError if none is."""
+    try:
+        if path.stat().st_size > most:
+            raise CheckpointError(
+                f"{path} is larger than {most >> 20} MiB, too large for a configuration"
+            )
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist; fetch it again") from None
+    except (OSError, ValueError, RecursionError):
+        raise CheckpointError(f"{path} cannot be read as JSON; fetch it again") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds no settings by name; fetch it again")
+    return content
 
 
 def _reason(error: Exception) -> str:

@@ -6,14 +6,13 @@ that `diffusion_pytorch_model.safetensors.index.json` lists. Nothing else is rea
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from diffit.errors import CheckpointError
-from diffit.fetch import first_of, parse_id
+from diffit.fetch import first_of, parse_id, read_json
 
 CONFIG = "config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -33,7 +32,7 @@ def read_config(path: str) -> dict[str, Any]:
         inside = f"{path.rstrip('/')}/vae" if Path(path).expanduser().is_dir() else f"{path}:vae"
         way = f"that of a whole pipeline lies in {inside}" if pipeline else WAY_OUT
         raise CheckpointError(f"{path} is no autoencoder: it has no {CONFIG}; {way}")
-    return _read_json(found)
+    return read_json(found, most=MAX_JSON_BYTES)
 
 
 def weight_files(path: str) -> list[Path]:
@@ -59,7 +58,7 @@ def digest(files: Sequence[Path]) -> str:
 
 def _parts(path: str, index: Path) -> list[Path]:
     """The files that an index lists, each of them a plain name."""
-    table = _read_json(index).get("weight_map")
+    table = read_json(index, most=MAX_JSON_BYTES).get("weight_map")
     names = sorted({str(name) for name in table.values()}) if isinstance(table, dict) else []
     if not names or not all(re.fullmatch(r"[\w.-]+\.safetensors", name) for name in names):
         raise CheckpointError(f"{index} lists no safetensors files; fetch the folder again")
@@ -70,18 +69,6 @@ def _parts(path: str, index: Path) -> list[Path]:
             raise CheckpointError(f"{path} has no {name}, which its {INDEX} lists; fetch it again")
         files.append(found)
     return files
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        if file.stat().st_size > MAX_JSON_BYTES:
-            raise CheckpointError(f"{file} is larger than 1 MiB, too large for a configuration")
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        raise CheckpointError(f"{file} cannot be read as JSON; fetch it again") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{file} holds no settings by name; fetch it again")
-    return content
 
 
 def _find(path: str, *names: str) -> Path | None:

@@ -2,7 +2,6 @@
 
 import argparse
 import hashlib
-import json
 import pickle
 import re
 import warnings
@@ -17,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from diffit.errors import CheckpointError
+from diffit.fetch import read_json
 
 PICKLES = (".pt", ".pth", ".th", ".ckpt", ".bin")
 SETS = ("ema", "model_ema", "ema_model", "model", "state_dict", "net")
@@ -38,7 +38,6 @@ PART = re.compile(r"\.\d\d-of-(\d\d)$")
 PREFIXES = ("module.", "_orig_mod.")
 """What wrappers of PyTorch put before the names of tensors."""
 
-MAX_JSON_BYTES = 16 << 20
 DIFFUSERS = "diffusion_pytorch_model"
 
 
@@ -287,19 +286,6 @@ def _weight_files(folder: Path) -> tuple[Path, ...]:
         missing = lost[0] if lost else f"{DIFFUSERS}.safetensors"
         raise CheckpointError(f"{folder} lacks {missing}; fetch it again")
     return files
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; CheckpointError if the file holds none."""
-    try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise CheckpointError(f"{path} is larger than 16 MiB; this is no configuration")
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        raise CheckpointError(f"{path} cannot be read as JSON; fetch it again") from None
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path} holds no JSON object; fetch it again")
-    return data
 
 
 def sha256(path: Path) -> str:

@@ -2,15 +2,13 @@
 `model.safetensors`, in a folder or a repository of the hub. Nothing else is read, and no pickle.
 """
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from diffit.errors import CheckpointError, UsageError
-from diffit.fetch import HubId, first_of
+from diffit.fetch import HubId, first_of, read_json
 
 CONFIG, PREPROCESSOR, WEIGHTS = "config.json", "preprocessor_config.json", "model.safetensors"
-MAX_JSON_BYTES = 16 << 20
 MAX_SIDE = 4096
 
 
@@ -43,7 +41,7 @@ class Facts(NamedTuple):
 def is_transformers(folder: Path) -> bool:
     """Whether a folder says that it holds a model of transformers."""
     try:
-        return "model_type" in _read_json(folder / CONFIG)
+        return "model_type" in read_json(folder / CONFIG)
     except CheckpointError:
         return False
 
@@ -72,7 +70,7 @@ def fetch_transformers(source: HubId) -> Path:
 
 def read_facts(folder: Path, *, name: str = "") -> Facts:
     """What the configurations in a folder say; CheckpointError if one is missing or unusual."""
-    config = _read_json(folder / CONFIG)
+    config = read_json(folder / CONFIG)
     if "model_type" not in config:
         raise CheckpointError(f"{folder / CONFIG} describes no model of transformers")
     if not (folder / PREPROCESSOR).is_file():
@@ -80,7 +78,7 @@ def read_facts(folder: Path, *, name: str = "") -> Facts:
             f"{folder} has no {PREPROCESSOR}, which says how images are normalised; fetch it from "
             "where the model came from"
         )
-    told = _read_json(folder / PREPROCESSOR)
+    told = read_json(folder / PREPROCESSOR)
     mean, std = _normalisation(told, folder)
     return Facts(config, _size(told, config, folder), mean, std, name or str(folder))
 
@@ -125,20 +123,6 @@ def _numbers(value: Any) -> tuple[float, ...]:
 
 def _near(value: Any, wanted: float) -> bool:
     return type(value) in (int, float) and abs(value / wanted - 1) < 1e-3
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise CheckpointError(f"{path} is larger than 16 MiB; this is no configuration")
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} does not exist; name a folder of transformers") from None
-    except (OSError, ValueError, RecursionError):
-        raise CheckpointError(f"{path} cannot be read as JSON; fetch it again") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds no settings by name; fetch it again")
-    return content
 
 
 def need_transformers() -> Any:
