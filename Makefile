@@ -12,6 +12,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 TORCH_INDEX ?=
 DEMO_FLAGS ?=
 BIN := .venv/bin
+# Two processes of one thread each, the numbers of a laptop; on a larger machine: make test TESTS=8.
+TESTS ?= 2
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test soak lint docs benchmarks clean
@@ -20,7 +22,7 @@ demo: .venv/.installed
 	$(BIN)/diffit demo $(DEMO_FLAGS)
 
 test: .venv/.installed-dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TESTS) --dist worksteal
 
 soak: .venv/.installed-dev
 	DIFFIT_SOAK=full $(BIN)/python -m pytest -m soak
