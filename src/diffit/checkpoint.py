@@ -64,15 +64,17 @@ def load(
     state = read_state(folder)
     config, sampling = _read_settings(folder)
     model = empty_model(config)
-    check_shapes(model, {key: t.shape for key, t in tensors.items()}, source=str(folder))
+    # Those of files are known without reading them.
+    shapes = getattr(tensors, "shapes", None) or {key: t.shape for key, t in tensors.items()}
+    check_shapes(model, shapes, source=str(folder))
     fill(model, tensors.items(), device=device, dtype=dtype, matrices=matrices)
     model.sampling = sampling
-    file = state["files"].get(f"{name}.safetensors")
     model.provenance = {
         "checkpoint": str(folder),
         "weights": name,
         "images": state.get("images"),
-        "blake2b": file and file["blake2b"],
+        # An average that was rebuilt is none of the sets.
+        "blake2b": sealed.fingerprint(folder, name) if name in sealed.sets_in(folder) else None,
     }
     return _with_codec(model, codec)
 
@@ -183,8 +185,7 @@ def _read_weights(folder: Path, weights: str | None) -> tuple[str, Mapping[str, 
 def weights_in(folder: Path) -> list[str]:
     """Names of the sets of weights in a checkpoint, the recommended one first."""
     state = read_state(folder)
-    files = [name.removesuffix(".safetensors") for name in state["files"] if name != CONFIG]
-    first = state.get("default", "model")
+    first, files = state.get("default", "model"), sealed.sets_in(folder)
     if set(files) <= {"optimizer"}:
         raise DamagedError(f"{folder} is damaged: its {STATE} lists no weights")
     return sorted((name for name in files if name != "optimizer"), key=lambda n: (n != first, n))

@@ -1,8 +1,9 @@
 """Folders of tensors that are written whole or not at all, with a checksum of every file.
 
 `NAME.safetensors` holds one set of tensors, `config.yaml` the settings they belong to, `state.json`
-the rest: the format, what belongs to that moment, and size and BLAKE2b of each file. Nothing in
-such a folder can run code when it is read.
+the rest: the format, what belongs to that moment, and size and BLAKE2b of each file. A set may
+also lie in pieces in several files; then `state.json` lists them under `pieces`. Nothing in such a
+folder can run code when it is read.
 """
 
 import contextlib
@@ -21,11 +22,13 @@ from torch import Tensor
 
 from diffit import __version__
 from diffit.errors import CheckpointError
+from diffit.pieces import PiecedTensors
 
 FORMAT = 1
 """Goes up when an older version of the library could misread a folder."""
 
 STATE, CONFIG = "state.json", "config.yaml"
+SUFFIX = ".safetensors"
 
 
 class DamagedError(CheckpointError):
@@ -48,10 +51,33 @@ def write_sealed(
         state: what else belongs to this moment; anything that JSON can hold.
     """
     with appearing(folder) as part:
-        (part / CONFIG).write_text(config, encoding="utf-8")
         for name, group in tensors.items():
-            write_tensors(part / f"{name}.safetensors", group)
-        _write_state(part, state)
+            write_tensors(part / f"{name}{SUFFIX}", group)
+        describe(part, config=config, state=state)
+
+
+def describe(
+    part: Path,
+    *,
+    config: str,
+    state: Mapping[str, Any],
+    notes: Mapping[str, Mapping[str, Any]] | None = None,
+) -> None:
+    """Write `config.yaml` and `state.json` of a folder in the making, whose tensors are there.
+
+    ``notes`` are those of files that others have looked at already, by name, see `note`.
+    """
+    (part / CONFIG).write_text(config, encoding="utf-8")
+    known = notes or {}
+    files = {file.name: known.get(file.name) or note(file) for file in sorted(part.iterdir())}
+    content = {"format": FORMAT, "diffit": __version__, **state, "files": files}
+    content["blake2b"] = _digest(content)
+    (part / STATE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def note(file: Path) -> dict[str, Any]:
+    """What `state.json` says of a file."""
+    return {"bytes": file.stat().st_size, "blake2b": checksum(file)}
 
 
 @contextlib.contextmanager
@@ -65,14 +91,19 @@ def appearing(folder: Path) -> Iterator[Path]:
     try:
         part.mkdir(parents=True)
         yield part
-        for file in part.iterdir():
-            _flush(file)
-        _flush(part)
-        _replace(part, folder)
+        settle(part, folder)
     except OSError as error:
         raise CheckpointError(f"{folder} could not be written: {error.strerror}") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def settle(part: Path, folder: Path) -> None:
+    """Flush a folder in the making, and rename it to ``folder``; OSError if the disk refuses."""
+    for file in part.iterdir():
+        _flush(file)
+    _flush(part)
+    _replace(part, folder)
 
 
 def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -80,20 +111,16 @@ def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
     try:
         save_file({key: tensor.detach().contiguous() for key, tensor in tensors.items()}, file)
     except SafetensorError as error:
-        # The library wraps what the operating system said: "... (os error 28)".
-        number = re.search(r"\(os error (\d+)\)", str(error))
+        number = number_in(str(error))
         if number is None:
             raise
-        raise OSError(int(number[1]), os.strerror(int(number[1]))) from None
+        raise OSError(number, os.strerror(number)) from None
 
 
-def _write_state(part: Path, state: Mapping[str, Any]) -> None:
-    files = {}
-    for file in sorted(part.iterdir()):
-        files[file.name] = {"bytes": file.stat().st_size, "blake2b": checksum(file)}
-    content = {"format": FORMAT, "diffit": __version__, **state, "files": files}
-    content["blake2b"] = _digest(content)
-    (part / STATE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+def number_in(text: str) -> int | None:
+    """The error number of the operating system in a library's words: "... (os error 28)"."""
+    found = re.search(r"\(os error (\d+)\)", text)
+    return int(found[1]) if found else None
 
 
 def checksum(file: Path) -> str:
@@ -150,7 +177,9 @@ def read_state(folder: Path) -> dict[str, Any]:
         raise DamagedError(f"{folder} is no checkpoint: it has no {STATE}") from None
     except (OSError, ValueError, RecursionError):
         raise DamagedError(f"{folder} is damaged: {STATE} cannot be read") from None
-    if not isinstance(state, dict) or not _lists_files(state.get("files")):
+    if not isinstance(state, dict) or not (
+        _lists_files(state.get("files")) and _lists_pieces(state)
+    ):
         raise DamagedError(f"{folder} is no checkpoint: its {STATE} lists no files")
     if state.get("blake2b") != _digest(state):
         raise DamagedError(f"{folder} is damaged: {STATE} is not as it was written")
@@ -165,6 +194,14 @@ def read_state(folder: Path) -> dict[str, Any]:
 def _lists_files(files: Any) -> bool:
     return isinstance(files, dict) and all(
         isinstance(note, dict) and {"bytes", "blake2b"} <= note.keys() for note in files.values()
+    )
+
+
+def _lists_pieces(state: Mapping[str, Any]) -> bool:
+    pieces = state.get("pieces", {})
+    return isinstance(pieces, dict) and all(
+        isinstance(files, list) and all(isinstance(f, str) and f in state["files"] for f in files)
+        for files in pieces.values()
     )
 
 
@@ -184,13 +221,40 @@ def verify(folder: Path, *files: str) -> None:
             raise DamagedError(f"{folder} is damaged: the checksum of {name} does not match")
 
 
-def read_tensors(folder: Path, name: str) -> "TensorFile":
-    """One verified set of tensors, on the CPU."""
-    verify(folder, f"{name}.safetensors")
+def sets_in(folder: Path) -> list[str]:
+    """Names of the sets of tensors in a sealed folder."""
+    state = read_state(folder)
+    if _pieces(state):
+        return list(_pieces(state))
+    return [name.removesuffix(SUFFIX) for name in state["files"] if name.endswith(SUFFIX)]
+
+
+def read_tensors(folder: Path, name: str) -> "TensorFile | PiecedTensors":
+    """One verified set of tensors, on the CPU, whether it lies in one file or in pieces."""
+    pieces = _pieces(read_state(folder)).get(name)
+    files = pieces or [f"{name}{SUFFIX}"]
+    verify(folder, *files)
     try:
-        return TensorFile(folder / f"{name}.safetensors")
-    except (SafetensorError, OSError) as error:
-        raise DamagedError(f"{folder} is damaged: {name}.safetensors: {error}") from None
+        if pieces:
+            return PiecedTensors([folder / file for file in files], prefix=f"{name}/")
+        return TensorFile(folder / files[0])
+    except (SafetensorError, OSError, ValueError) as error:
+        raise DamagedError(f"{folder} is damaged: {name}: {error}") from None
+
+
+def fingerprint(folder: Path, name: str) -> str:
+    """A checksum of one set of tensors: of its file, or of the checksums of its pieces."""
+    state = read_state(folder)
+    files = _pieces(state).get(name)
+    if files is None:
+        return str(state["files"][f"{name}{SUFFIX}"]["blake2b"])
+    notes = "".join(state["files"][file]["blake2b"] for file in files)
+    return hashlib.blake2b(notes.encode()).hexdigest()
+
+
+def _pieces(state: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Set -> its files, where sets lie in pieces."""
+    return dict(state.get("pieces", {}))
 
 
 class TensorFile(Mapping[str, Tensor]):
