@@ -88,7 +88,7 @@ def a_single_image(root):
     return put(root, {"one.png": png()}) / "one.png"
 
 
-@bad("set.tar is no folder, zip or npz; `diffit data pack` makes a zip of a folder")
+@bad("set.tar is truncated: it ends at byte 3 without a last block; restore it")
 def a_tar(root):
     return put(root, {"set.tar": b"tar"}) / "set.tar"
 

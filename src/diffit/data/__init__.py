@@ -6,13 +6,14 @@
 * a folder or zip with one sub-folder per class, or with images alone;
 * a folder or zip with EDM's `dataset.json`;
 * an `.npz` with `arr_0` or `images`, and perhaps `arr_1` or `labels`;
-* latents: a cache that `diffit data encode` wrote, or that of another project (`layouts`).
+* latents: a cache that `diffit data encode` wrote, or that of another project (`layouts`);
+* shards: tar files in the WebDataset convention, parquet or Arrow files, here or at an address.
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from diffit.config import Settings
 from diffit.data.arrays import Arrays, open_npz
@@ -23,6 +24,9 @@ from diffit.data.image_set import ImageSet
 from diffit.data.images import Background
 from diffit.data.latents import LatentSet
 from diffit.data.layouts import holds_mean_std, layout_of, open_latents, recognise
+from diffit.data.mix import Mixture
+from diffit.data.shards import ShardSet, names_shards, open_shards
+from diffit.data.stream_config import StreamConfig
 from diffit.errors import DataError
 
 __all__ = [
@@ -32,6 +36,10 @@ __all__ = [
     "Example",
     "ImageSet",
     "LatentSet",
+    "Mixture",
+    "Part",
+    "ShardSet",
+    "StreamConfig",
     "is_npz",
     "open_data",
     "open_dataset",
@@ -40,12 +48,23 @@ __all__ = [
 ]
 
 
+class Part(Settings):
+    """One data set of a mixture."""
+
+    path: str
+    """As `data.path`."""
+    weight: float = Field(default=1.0, gt=0)
+    """How often its images come, relative to the others."""
+
+
 class DataConfig(Settings):
     """Which images, and how they are read."""
 
-    path: str
-    """A folder, zip or npz of images, a cache of latents, or a set of the package: builtin:digits,
-    builtin:patches."""
+    path: str = ""
+    """A folder, zip or npz of images, a cache of latents, shards (tar, parquet or Arrow files, here
+    or at an address), or a set of the package: builtin:digits, builtin:patches."""
+    mix: tuple[Part, ...] = ()
+    """Several sets instead of one path, each with its weight; for a configuration file."""
     size: int | None = Field(default=None, ge=1, le=4096)
     """Crop the middle square and resize it to this side; needed unless all have one size."""
     channels: Literal[1, 3] | None = None
@@ -62,16 +81,36 @@ class DataConfig(Settings):
     """Processes that decode images; of use for large sets alone: small ones stay in memory."""
     memory: int = Field(default=512, ge=0)
     """Decoded images are kept in memory if all of them fit into so many MiB."""
+    stream: StreamConfig = StreamConfig()
+    """How shards are read."""
+
+    @model_validator(mode="after")
+    def check(self) -> Self:
+        if self.path and self.mix:
+            raise ValueError("data.path and data.mix are both set; keep one of them")
+        return self
 
 
 def open_data(config: DataConfig) -> Dataset:
     """The data set that a configuration names."""
+    if not config.mix:
+        return _open_one(config.path, config)
+    names = [part.path for part in config.mix]
+    for name in names:
+        if layout_of(name):
+            raise DataError(f"{name} holds latents, which data.mix does not take; name images")
+    sources = [_open_one(name, config) for name in names]
+    return Mixture(sources, [part.weight for part in config.mix], names)
+
+
+def _open_one(path: str, config: DataConfig) -> Dataset:
     return open_dataset(
-        config.path,
+        path,
         size=config.size,
         channels=config.channels,
         labels=config.labels,
         background=config.background,
+        stream=config.stream,
     )
 
 
@@ -83,11 +122,12 @@ def open_dataset(
     labels: bool = True,
     background: Background = "white",
     strict: bool = True,
+    stream: StreamConfig = StreamConfig(),  # noqa: B008  (frozen)
 ) -> Dataset:
     """The images or latents at ``path``; DataError if it is unclear what they are.
 
     Args:
-        path: a folder, zip, npz, or `builtin:NAME`.
+        path: a folder, zip, npz, shards, or `builtin:NAME`.
         size: side of the square that images are cropped and resized to (ADM's centre crop);
             None: they must all have one size.
         channels: 1 (grey) or 3 (RGB) to convert; None: as the images are.
@@ -95,10 +135,20 @@ def open_dataset(
         background: what transparent parts become.
         strict: whether a damaged image is refused at once if it is among those looked at first;
             each is refused with its name when it is read.
+        stream: how shards are read.
     """
     if str(path).startswith(PREFIX):
         name = str(path).removeprefix(PREFIX)
         return open_builtin(name, size=size, channels=channels, labels=labels)
+    if names_shards(str(path)):
+        return open_shards(
+            str(path),
+            size=size,
+            channels=channels,
+            labels=labels,
+            background=background,
+            config=stream,
+        )
     place = Path(path).expanduser()
     if is_npz(path):
         return open_npz(place, size=size, channels=channels, labels=labels)

@@ -12,11 +12,11 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from diffit.data.example import Dataset
+from diffit.data.example import Example
 from diffit.errors import DataError
 
 
@@ -27,10 +27,20 @@ class Decoded(NamedTuple):
     labels: np.ndarray | None
 
 
+class Readable(Protocol):
+    """What examples are read from; the loader knows by which keys."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the labels; empty if there are none."""
+
+    def __getitem__(self, key: Any) -> Example: ...
+
+
 class Workers:
     """A pool of processes that each hold the data set."""
 
-    def __init__(self, dataset: Dataset, count: int) -> None:
+    def __init__(self, dataset: Readable, count: int) -> None:
         # spawn: a forked copy of a process with threads or a GPU may hang.
         self._pool = ProcessPoolExecutor(
             count,
@@ -39,7 +49,7 @@ class Workers:
             initargs=(dataset,),
         )
 
-    def start(self, indices: Sequence[int]) -> "Future[Decoded]":
+    def start(self, indices: Sequence[Any]) -> "Future[Decoded]":
         """Begin to read some examples."""
         try:
             return self._pool.submit(_read, tuple(indices))
@@ -58,7 +68,7 @@ class Workers:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 
-def read(dataset: Dataset, indices: Sequence[int]) -> Decoded:
+def read(dataset: Readable, indices: Sequence[Any]) -> Decoded:
     """Some examples of a data set, stacked."""
     examples = [dataset[i] for i in indices]
     images = np.stack([example.image for example in examples])
@@ -71,10 +81,10 @@ _DIED = (
     "a process that loads images has died, perhaps for want of memory; "
     "set data.workers to a smaller number, 0 for none"
 )
-_dataset: Dataset | None = None  # of this worker process
+_dataset: Readable | None = None  # of this worker process
 
 
-def _begin(dataset: Dataset) -> None:
+def _begin(dataset: Readable) -> None:
     global _dataset
     _dataset = dataset
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
@@ -92,7 +102,7 @@ def end_with_parent() -> None:
         os._exit(1)
 
 
-def _read(indices: Sequence[int]) -> Decoded:
+def _read(indices: Sequence[Any]) -> Decoded:
     if _dataset is None:
         raise RuntimeError("a worker was asked before it had its data set")
     return read(_dataset, indices)
