@@ -167,7 +167,7 @@ class Denoiser(nn.Module):
         """What the network is called with."""
         _refuse_label(self.network, label)
         # In bf16 the step indices 0..999 would collapse to 507 values: time stays float32.
-        time = scalings.noise.to(torch.float32).to(x.device).expand(len(x))
+        time = scalings.noise.to(torch.float32).to(x.device).expand(x.shape[0])
         inputs = (over(scalings.inp, x) * x).to(self.dtype)
         return inputs, time, label, None if image is None else image.to(self.dtype)
 

@@ -58,7 +58,8 @@ class Discrete:
         """Fractional index in [0, T - 1]; within 1e-3 of an integer it is that integer."""
         rungs = self._rung(self.levels).to(sigma.device, sigma.dtype)
         rung = self._rung(sigma)
-        upper = torch.searchsorted(rungs, rung).clamp(1, len(rungs) - 1)
+        # As `torch.searchsorted`, which ONNX has no word for.
+        upper = (rungs < rung[..., None]).sum(-1).clamp(1, len(rungs) - 1)
         below, above = rungs[upper - 1], rungs[upper]
         index = (upper - 1 + (rung - below) / (above - below)).clamp(0, len(rungs) - 1)
         whole = index.round()

@@ -322,7 +322,7 @@ class DiffiT(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """First feature map, and what the blocks are told: a (B, T) time token or (R,) tau."""
         x = self.tokenizer(x)
-        extra = label_vector(self.label, label, len(time))
+        extra = label_vector(self.label, label, time.shape[0])
         if self.augment is not None and augment is not None:
             nudge = self.augment(augment.to(self.augment.weight.dtype))
             extra = nudge if extra is None else extra + nudge

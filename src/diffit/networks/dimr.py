@@ -228,7 +228,7 @@ class Branch(nn.Module):
         tokens: Tensor = self.position(self.patch(patchify(x, self.stride)))
         if self.label is None:
             return tokens
-        return torch.cat([self.label(label, len(x))[:, None], tokens], dim=1)
+        return torch.cat([self.label(label, x.shape[0])[:, None], tokens], dim=1)
 
     def mix(
         self, tokens: Tensor, tau: Tensor, keys: Tensor | None, *, checkpointed: bool
@@ -352,7 +352,7 @@ class DiMR(nn.Module):
 
 def to_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     """(B, N, C) tokens to a (B, C, h, w) view, in memory channels last."""
-    return tokens.view(len(tokens), *grid, -1).permute(0, 3, 1, 2)
+    return tokens.view(tokens.shape[0], *grid, -1).permute(0, 3, 1, 2)
 
 
 def to_tokens(features: Tensor) -> Tensor:

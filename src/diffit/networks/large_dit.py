@@ -192,7 +192,7 @@ class LargeDiT(nn.Module):
 
     def _condition(self, time: Tensor, label: Tensor | None) -> Tensor:
         """(B, T): time and label embedding."""
-        vector = label_vector(self.label, label, len(time))
+        vector = label_vector(self.label, label, time.shape[0])
         token: Tensor = self.time(time)
         return token if vector is None else token + vector
 

@@ -241,7 +241,7 @@ class LatentDiffiT(nn.Module):
         """Tokens, and what the blocks are told: (B, T), time and label embedding, or (R,) tau."""
         tokens = self.patch(patchify(x, self.config.patch))
         tokens = tokens if self.position is None else tokens + self.position
-        vector = label_vector(self.label, label, len(time))
+        vector = label_vector(self.label, label, time.shape[0])
         if self.time is None:
             tau = time_rows(time, scale=self.config.tau_scale, shift=self.config.tau_shift)
             return (tokens if vector is None else tokens + vector[:, None]), tau

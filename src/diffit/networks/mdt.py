@@ -361,7 +361,7 @@ class MDT(nn.Module):
     def _enter(self, x: Tensor, time: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
         """Tokens, and what the blocks are told: (B, C), time and label embedding, or (R,) tau."""
         tokens = self.patch(patchify(x, self.config.patch)) + self.position
-        vector = label_vector(self.label, label, len(time))
+        vector = label_vector(self.label, label, time.shape[0])
         if self.time is None:
             tau = time_rows(time, scale=self.config.tau_scale, shift=self.config.tau_shift)
             return (tokens if vector is None else tokens + vector[:, None]), tau

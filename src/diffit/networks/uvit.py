@@ -254,7 +254,7 @@ class UViT(nn.Module):
 
     def _conditions(self, time: Tensor, label: Tensor | None) -> list[Tensor]:
         """(B, D) of the class and of the noise level, in this order, as far as they are tokens."""
-        vector = label_vector(self.label, label, len(time))
+        vector = label_vector(self.label, label, time.shape[0])
         tokens = [] if vector is None else [vector]
         if self.config.tau is None:
             tokens.append(

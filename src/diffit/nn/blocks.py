@@ -381,7 +381,7 @@ def to_windows(x: Tensor, window: tuple[int, int]) -> Tensor:
 def from_windows(windows: Tensor, grid: tuple[int, int], window: tuple[int, int]) -> Tensor:
     """The inverse of `to_windows`; the result lies in memory channels last."""
     tokens = merge(windows, grid, window)
-    return tokens.view(len(tokens), *grid, -1).permute(0, 3, 1, 2)
+    return tokens.view(tokens.shape[0], *grid, -1).permute(0, 3, 1, 2)
 
 
 def run(block: nn.Module, *inputs: Any, checkpointed: bool) -> Tensor:
@@ -400,4 +400,4 @@ def run(block: nn.Module, *inputs: Any, checkpointed: bool) -> Tensor:
 
 def _over(rows: Tensor, tokens: Tensor) -> Tensor:
     """(B, C) rows with unit axes, to act on (B, ..., C) tokens."""
-    return rows.view(len(tokens), *(1,) * (tokens.ndim - 2), -1)
+    return rows.view(tokens.shape[0], *(1,) * (tokens.ndim - 2), -1)

@@ -26,9 +26,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     it convolves by oneDNN, which does not. A 1x1 convolution is the same product: measured on one
     core of an EPYC 9005, 237 against 107 GFLOP/s forward, 214 against 105 with gradients.
     """
+    if not _by_convolution(x, weight):
+        return F.linear(x, weight, bias)
     rows = x.numel() // max(x.shape[-1], 1)
     pieces = next((n for n in SPLITS if rows % n == 0), 0)
-    if not pieces or not rows or not _by_convolution(x, weight):
+    if not pieces or not rows:
         return F.linear(x, weight, bias)
     # Channels last, rows as the height of images: no number moves in memory.
     images = x.reshape(pieces, rows // pieces, 1, -1).permute(0, 3, 1, 2)

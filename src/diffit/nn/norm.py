@@ -51,5 +51,5 @@ def modulate(normed: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
     The result has the dtype of the scale, which under autocast is that of the next layer.
     """
-    over = (len(normed), *(1,) * (normed.ndim - 2), -1)
+    over = (normed.shape[0], *(1,) * (normed.ndim - 2), -1)
     return torch.addcmul(shift.view(over), normed.to(scale.dtype), 1 + scale.view(over))

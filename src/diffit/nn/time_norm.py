@@ -72,7 +72,7 @@ class TimeLayerNorm(nn.Module):
         """(B, ..., C) tokens and (B,) or (1,) tau to (B, ..., C)."""
         scale, shift = self.scale(tau).to(tokens.dtype), self.shift(tau).to(tokens.dtype)
         width = tokens.shape[-1:]
-        if len(scale) == 1:  # one fused kernel, as in any layer norm
+        if scale.shape[0] == 1:  # one fused kernel, as in any layer norm
             return F.layer_norm(tokens, width, scale[0], shift[0], EPS_LAYER)
         normed = F.layer_norm(tokens, width, eps=EPS_LAYER)
         return torch.addcmul(_rows(shift, tokens), normed, _rows(scale, tokens))
@@ -89,7 +89,7 @@ def time_rows(time: Tensor, *, scale: float, shift: float = 0.0) -> Tensor:
     Samplers ask at one level for all images: the norms then need one row, and no look at the
     values, which would make an accelerator wait.
     """
-    one = time.ndim == 1 and len(time) > 1 and time.stride(0) == 0
+    one = time.ndim == 1 and time.shape[0] > 1 and time.stride(0) == 0
     return scale * time[: 1 if one else None].float() + shift
 
 
@@ -108,4 +108,4 @@ def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
 
 def _rows(rows: Tensor, tokens: Tensor) -> Tensor:
     """(R, C) rows with unit axes, to act on (B, ..., C) tokens, in their dtype."""
-    return rows.view(len(rows), *(1,) * (tokens.ndim - 2), -1).to(tokens.dtype)
+    return rows.view(rows.shape[0], *(1,) * (tokens.ndim - 2), -1).to(tokens.dtype)
