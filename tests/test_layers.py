@@ -12,7 +12,7 @@ LAYERS = {
     "sealed": 0, "averages": 0, "fetch": 0, "claims": 0, "pieces": 0,
     "nn": 1, "diffusion": 1, "codecs": 1, "data": 1,
     "networks": 2, "samplers": 2,
-    "model": 3, "sampling": 3,
+    "model": 3, "sampling": 3, "restoration": 3,
     "checkpoint": 4, "generation": 4, "report": 4, "trajectory": 4, "samples": 4, "drawing": 4,
     "work": 4, "products": 4, "protocols": 4, "hub": 4, "convert": 4,
     "explain": 4,

@@ -1,0 +1,1 @@
+"""Restoration: degradation operators, and methods that invert them with any denoiser."""

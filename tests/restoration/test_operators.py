@@ -1,0 +1,192 @@
+"""Every operator: adjoint, pseudo-inverse, singular value decomposition, prox, dense matrices."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from diffit.errors import UsageError
+from diffit.restoration.operators import (
+    BT601,
+    Channels,
+    Identity,
+    LinearOperator,
+    Mask,
+    Operator,
+    average_pooling,
+    colorization,
+    is_linear,
+    is_spectral,
+)
+from diffit.restoration.operators.tensors import size
+
+EVEN, ODD = (3, 8, 8), (3, 9, 7)
+
+
+def random_mask(*shape: int) -> Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(1)) > 0.4
+
+
+def mixing(bands: int, channels: int) -> Tensor:
+    generator = torch.Generator().manual_seed(2)
+    return torch.rand(bands, channels, generator=generator, dtype=torch.float64)
+
+
+SPECTRAL: dict[str, Callable[[], Operator]] = {
+    "identity": lambda: Identity(ODD),
+    "mask": lambda: Mask(ODD, random_mask(9, 7)),
+    "mask-of-channels": lambda: Mask(ODD, random_mask(3, 9, 7)),
+    "mask-per-image": lambda: Mask(ODD, random_mask(2, 1, 9, 7)),
+    "pool-2": lambda: average_pooling(EVEN, 2),
+    "pool-3-odd": lambda: average_pooling((3, 9, 15), 3),
+    "pool-grey": lambda: average_pooling((1, 8, 4), 4),
+    "grey-mean": lambda: colorization(ODD),
+    "grey-luma": lambda: colorization(ODD, BT601),
+    "bands-2": lambda: Channels(ODD, mixing(2, 3)),
+    "bands-5": lambda: Channels(ODD, mixing(5, 3)),
+}
+LINEAR: dict[str, Callable[[], Operator]] = {**SPECTRAL}
+
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6}
+DTYPES = sorted(TOLERANCE, key=str)
+
+
+def draw(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(2, *shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def dense(operator: Operator) -> Tensor:
+    """(2, m, n) float64: columns are A applied to unit images, for each image of a batch of 2."""
+    n = size(operator.shape)
+    units = torch.eye(n, dtype=torch.float64).unflatten(1, operator.shape)
+    columns = [operator(unit.expand(2, *operator.shape)).flatten(1) for unit in units]
+    return torch.stack(columns, dim=2)
+
+
+def close(a: Tensor, b: Tensor, dtype: torch.dtype, factor: float = 1.0) -> bool:
+    scale = max(b.abs().max().item(), 1.0)
+    return bool((a - b).abs().max() <= factor * TOLERANCE[dtype] * scale)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", LINEAR)
+def test_the_adjoint_moves_to_the_other_side_of_the_product(name: str, dtype: torch.dtype) -> None:
+    operator = LINEAR[name]()
+    assert isinstance(operator, LinearOperator)
+    x, y = draw(operator.shape, dtype, 3), draw(operator.measured, dtype, 4)
+    image = operator(x)
+    assert image.shape == (2, *operator.measured)
+    assert image.dtype == dtype
+    left, right = (image * y).flatten(1).sum(1), (x * operator.adjoint(y)).flatten(1).sum(1)
+    norms = image.flatten(1).norm(dim=1) * y.flatten(1).norm(dim=1)
+    assert ((left - right).abs() <= TOLERANCE[dtype] * norms).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", LINEAR)
+def test_the_pseudo_inverse_explains_what_was_measured(name: str, dtype: torch.dtype) -> None:
+    operator = LINEAR[name]()
+    assert isinstance(operator, LinearOperator)
+    y = operator(draw(operator.shape, dtype, 3))
+    assert close(operator(operator.pinv(y)), y, dtype, 10)
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_operators_are_what_their_dense_matrices_say(name: str) -> None:
+    operator = LINEAR[name]()
+    assert isinstance(operator, LinearOperator)
+    A = dense(operator)
+    x, y = draw(operator.shape, torch.float64, 3), draw(operator.measured, torch.float64, 4)
+    flat = (A @ x.flatten(1)[..., None])[..., 0]
+    assert close(operator(x).flatten(1), flat, torch.float64)
+    back = (A.mT @ y.flatten(1)[..., None])[..., 0]
+    assert close(operator.adjoint(y).flatten(1), back, torch.float64)
+    inverse = (torch.linalg.pinv(A, rtol=1e-9) @ y.flatten(1)[..., None])[..., 0]
+    assert close(operator.pinv(y).flatten(1), inverse, torch.float64, 1e3)
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_prox_leaves_no_gradient(name: str) -> None:
+    operator = LINEAR[name]()
+    assert isinstance(operator, LinearOperator)
+    z, y = draw(operator.shape, torch.float64, 5), draw(operator.measured, torch.float64, 6)
+    rho = torch.tensor([0.3, 2.0], dtype=torch.float64)
+    x = operator.prox(z, y, rho)
+    gradient = operator.adjoint(operator(x) - y) + rho[:, None, None, None] * (x - z)
+    assert gradient.abs().max() < 1e-9
+    assert torch.allclose(operator.prox(z, y, 0.3)[0], x[0], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", SPECTRAL)
+def test_the_factors_are_orthogonal_and_multiply_to_the_operator(
+    name: str, dtype: torch.dtype
+) -> None:
+    operator = SPECTRAL[name]()
+    assert is_spectral(operator)
+    x, y = draw(operator.shape, dtype, 3), draw(operator.measured, dtype, 4)
+    s = operator.singulars.to(dtype)
+    assert (operator.singulars >= 0).all()
+    assert s.shape[-1] == size(operator.shape)
+    assert close(operator.v(operator.vt(x)), x, dtype, 3)
+    assert close(operator.u(s * operator.vt(x)), operator(x), dtype, 3)
+    assert close(operator.v(s * operator.ut(y)), operator.adjoint(y), dtype, 3)
+    z = operator.vt(x) * (s > 0)
+    assert close(operator.ut(operator.u(z)), z, dtype, 3)
+    assert close(operator.ut(operator.u(operator.vt(x))), z, dtype, 3)
+    assert ((operator.ut(y) == 0) | (s > 0)).all()
+
+
+@pytest.mark.parametrize("name", SPECTRAL)
+def test_the_singular_values_are_those_of_the_dense_matrix(name: str) -> None:
+    operator = SPECTRAL[name]()
+    expected = torch.linalg.svdvals(dense(operator))
+    own = operator.singulars.expand(2, -1).sort(dim=1, descending=True).values
+    count = expected.shape[1]
+    assert torch.allclose(own[:, :count], expected, rtol=0, atol=1e-10)
+    assert (own[:, count:] == 0).all()
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_operators_are_differentiable_and_the_gradient_is_the_adjoint(name: str) -> None:
+    operator = LINEAR[name]()
+    assert is_linear(operator)
+    x = draw(operator.shape, torch.float64, 3).requires_grad_()
+    y = draw(operator.measured, torch.float64, 4)
+    (gradient,) = torch.autograd.grad((operator(x) * y).sum(), x)
+    assert close(gradient, operator.adjoint(y), torch.float64)
+
+
+def test_a_mask_leaves_what_is_not_finite_outside() -> None:
+    mask = torch.ones(4, 4)
+    mask[0, 0] = 0
+    y = torch.zeros(1, 3, 4, 4)
+    y[..., 0, 0] = float("nan")
+    assert (Mask((3, 4, 4), mask).adjoint(y) == 0).all()
+
+
+def test_a_mask_of_another_size_is_refused() -> None:
+    with pytest.raises(UsageError, match="the mask is 5 x 4 pixels and the image 4 x 4"):
+        Mask((3, 4, 4), torch.ones(5, 4))
+
+
+def test_a_mask_that_is_neither_0_nor_1_is_refused() -> None:
+    with pytest.raises(UsageError, match="values other than 0"):
+        Mask((3, 4, 4), torch.full((4, 4), 0.5))
+
+
+def test_a_mask_with_two_channels_is_refused() -> None:
+    with pytest.raises(UsageError, match="the mask has 2 channels; give 1 or 3"):
+        Mask((3, 4, 4), torch.ones(2, 4, 4))
+
+
+def test_a_factor_that_does_not_divide_is_refused() -> None:
+    with pytest.raises(UsageError, match="a factor of 4 does not divide 10 x 8 pixels"):
+        average_pooling((3, 10, 8), 4)
+
+
+def test_a_mixing_of_other_channels_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"mixing is \(bands, 3\)"):
+        Channels((3, 4, 4), torch.ones(2, 4))
