@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffit.data import remote
+from diffit.data import remote, transports
 from diffit.data.remote import Patience, fetch, is_remote, pauses
 from diffit.errors import DataError
 from shard_sets import (
@@ -163,7 +163,7 @@ def test_other_protocols_come_through_fsspec(tmp_path: Path) -> None:
     fetch("memory://set/a.tar", tmp_path / "to")
     assert (tmp_path / "to").read_bytes() == DATA
     assert remote.size_of("memory://set/a.tar") == 200_000
-    assert remote.expand("memory://set/*.tar") == ["memory://set/a.tar", "memory://set/b.tar"]
+    assert transports.expand("memory://set/*.tar") == ["memory://set/a.tar", "memory://set/b.tar"]
     with pytest.raises(DataError, match="is not there"):
         fetch("memory://set/c.tar", tmp_path / "to2")
 
@@ -186,6 +186,6 @@ def test_s3_without_its_package_names_what_to_install(tmp_path: Path) -> None:
 def test_the_test_server_is_one_of_ranges(folder: Path) -> None:
     assert issubclass(Handler, http.server.BaseHTTPRequestHandler)
     with serving(folder) as server:
-        opened = remote._open_http(f"{server.address}/a.tar", 150_000, "", SOON)
+        opened = transports.open_remote(f"{server.address}/a.tar", 150_000, "", timeout=1)
         assert b"".join(opened.blocks) == DATA[150_000:]
         assert opened.size == 200_000

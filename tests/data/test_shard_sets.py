@@ -7,7 +7,7 @@ import pytest
 from diffit.data import ShardSet, open_dataset
 from diffit.data.images import to_png, write_png
 from diffit.data.shard_index import Shard, ShardIndex, read_index, to_json
-from diffit.data.shards import expand_braces
+from diffit.data.shard_paths import expand_braces
 from diffit.data.stream_config import StreamConfig
 from diffit.errors import DataError
 from shard_sets import (

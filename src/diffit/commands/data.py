@@ -1,6 +1,8 @@
-"""`diffit data inspect`, `pack`, `encode` and `convert-latents`."""
+"""`diffit data inspect`, `pack`, `index`, `encode` and `convert-latents`."""
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,9 +22,12 @@ from diffit.commands.data_latents import (
 from diffit.commands.progress import follow, in_bytes
 from diffit.config import Settings
 from diffit.data.images import Background, write_png
+from diffit.data.index_shards import index_shards
 from diffit.data.inspect import Survey, survey
 from diffit.data.layouts import layout_of, open_latents
-from diffit.data.pack import pack
+from diffit.data.pack import Packed, pack
+from diffit.data.pack_shards import pack_shards
+from diffit.data.stream_config import StreamConfig
 from diffit.errors import UsageError
 
 LINES = 12
@@ -33,7 +38,7 @@ class Inspect(Settings):
     """Say what is in a data set, and draw a contact sheet."""
 
     path: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PATH")]
-    """A folder, zip or npz of images, latents, or builtin:digits, builtin:patches."""
+    """A folder, zip or npz of images, shards, latents, or builtin:digits, builtin:patches."""
     sheet: Path | None = Path("contact-sheet.png")
     """Where the contact sheet is drawn; None draws none."""
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False
@@ -41,12 +46,18 @@ class Inspect(Settings):
 
 
 class Pack(Settings):
-    """Write a data set as one zip of equal PNG images with its labels."""
+    """Write a data set of equal PNG images with its labels: as one zip, or as shards."""
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
-    """A folder, zip or npz of images."""
+    """A folder, zip or npz of images, or shards."""
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
-    """The zip to write. An interrupted call goes on where it stopped."""
+    """The zip, or the new folder for shards. An interrupted call goes on where it stopped."""
+    format: Literal["zip", "webdataset"] = "zip"
+    """One zip, or tar shards in the WebDataset convention with an index."""
+    shard_mib: int = Field(default=256, ge=1, le=65536)
+    """Largest shard in MiB."""
+    shuffle: bool = True
+    """Mix the images of shards: training mixes those of some shards at a time alone."""
     size: int | None = Field(default=None, ge=1, le=4096)
     """Crop the middle square and resize it to this side; needed unless all have one size."""
     channels: Literal[1, 3] | None = None
@@ -75,7 +86,10 @@ def run_inspect(args: Inspect) -> None:
 
 
 def run_pack(args: Pack) -> None:
-    packed = pack(
+    make: Callable[..., Packed] = pack
+    if args.format == "webdataset":
+        make = partial(pack_shards, shuffle=args.shuffle, shard_mib=args.shard_mib)
+    packed = make(
         args.source,
         args.out,
         size=args.size,
@@ -90,9 +104,35 @@ def run_pack(args: Pack) -> None:
     print(f"{args.out}: {packed.images} images, {in_bytes(packed.bytes)}, read back and whole")
 
 
+class Index(Settings):
+    """Write an index of shards that others made, so that any image of them can be found."""
+
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SHARDS")]
+    """A folder, pattern or address of tar, parquet or Arrow files, each read once."""
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
+    """Where to write it: beside local shards, anywhere for remote ones; called shards.json."""
+    classes: tuple[str, ...] = ()
+    """Names of the labels; by default those that the files tell, or their numbers."""
+    cache: str = ""
+    """Folder for copies of remote shards; by default in ~/.cache/diffit."""
+
+
+def run_index(args: Index) -> None:
+    index = index_shards(
+        args.source,
+        args.out,
+        classes=args.classes,
+        config=StreamConfig(cache=args.cache),
+        follow=follow("reading"),
+    )
+    classes = f", {len(index.classes)} classes" if index.classes else ""
+    print(f"{args.out}: {index.images} images in {len(index.shards)} shards{classes}")
+
+
 VERBS = {
     "inspect": (Inspect, run_inspect),
     "pack": (Pack, run_pack),
+    "index": (Index, run_index),
     "encode": (Encode, run_encode),
     "convert-latents": (ConvertLatents, run_convert),
 }

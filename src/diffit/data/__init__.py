@@ -25,7 +25,8 @@ from diffit.data.images import Background
 from diffit.data.latents import LatentSet
 from diffit.data.layouts import holds_mean_std, layout_of, open_latents, recognise
 from diffit.data.mix import Mixture
-from diffit.data.shards import ShardSet, names_shards, open_shards
+from diffit.data.shard_paths import names_shards
+from diffit.data.shards import ShardSet, open_shards
 from diffit.data.stream_config import StreamConfig
 from diffit.errors import DataError
 

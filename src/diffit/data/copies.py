@@ -57,7 +57,7 @@ class Copies:
         self.kind = kind
         self.folder = folder
         self._limit = limit
-        self._patience = patience or Patience()
+        self.patience = patience or Patience()
         self._image, self._label = image, label
         self._names: dict[int, str] = {}
 
@@ -110,7 +110,7 @@ class Copies:
             place = self.places[j]
             size = place.bytes
             if size is None and remote.is_remote(place.address):
-                size = remote.size_of(place.address, patience=self._patience)
+                size = remote.size_of(place.address, patience=self.patience)
             address = place.address
             if not remote.is_remote(address):
                 status = _status(Path(address))
@@ -125,7 +125,7 @@ class Copies:
             return
         to = path.with_suffix(".parquet") if self.kind == "parquet" else path
         remote.fetch(
-            place.address, to, size=place.bytes, blake2b=place.blake2b, patience=self._patience
+            place.address, to, size=place.bytes, blake2b=place.blake2b, patience=self.patience
         )
         if self.kind == "parquet":
             self._unpack(to, path, place.address)

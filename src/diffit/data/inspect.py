@@ -2,6 +2,7 @@
 
 import hashlib
 from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
@@ -24,11 +25,16 @@ from diffit.data.images import (
     to_pillow,
 )
 from diffit.data.labels import INDEX, Labels, find_labels
+from diffit.data.shard_paths import find_shards, names_shards
+from diffit.data.shards import ShardSet
+from diffit.data.stream_config import StreamConfig
 from diffit.errors import DataError
 
 SHEET_IMAGES = 64
 SHEET_TILE = 96
 """Images of a contact sheet, and about how wide each is."""
+MAX_LISTED = 10_000
+"""Classes that are counted without a list of their names."""
 USUAL_SIZES = (8, 16, 32, 64, 128, 256, 512)
 
 
@@ -64,7 +70,9 @@ class Survey:
 
 def survey(path: str, *, follow: Follow = iter) -> Survey:
     """Read every image at ``path`` and say what is there."""
-    if path.startswith(PREFIX) or is_npz(path):
+    if names_shards(path):
+        found, collector = _survey_shards(path, follow)
+    elif path.startswith(PREFIX) or is_npz(path):
         found, collector = _survey_array(path, open_dataset(path), follow)
     else:
         files = open_files(path)
@@ -121,6 +129,45 @@ def _survey_array(path: str, dataset: Dataset, follow: Follow) -> tuple[Survey, 
     return found, collector
 
 
+def _survey_shards(path: str, follow: Follow) -> tuple[Survey, _Collector]:
+    place = find_shards(path, StreamConfig())
+    index = place.known
+    dataset = ShardSet(
+        path, place.places, place.kind, index=index, labels=False, size=1, channels=3
+    )
+    told = "with an index" if index else "without an index"
+    found = Survey(path, f"{dataset.shards} {place.kind} shards, {told}")
+    collector = _Collector(index.images if index else SHEET_IMAGES * dataset.shards)
+    labels, names = Counter[int](), index.classes if index else ()
+    for j in follow(range(dataset.shards)):
+        try:
+            opened = dataset.open(j)
+            names = names or dataset.named_classes(j)
+        except DataError as error:
+            found.unreadable[place.places[j].address] = str(error)
+            continue
+        for i in range(len(opened)):
+            shown = opened.shown(i)
+            image = _look(found, shown, shown, lambda: opened.read(i))  # noqa: B023  (used at once)
+            if image is not None:
+                labels[opened.label(i)] += 1
+                collector.add(found.images, shown, image)
+        dataset.copies.trim({j})
+    _count_labels(found, labels, names)
+    return found, collector
+
+
+def _count_labels(found: Survey, labels: Counter[int], names: Sequence[str]) -> None:
+    """The images of each class, and a note where labels are missing or wrong."""
+    highest = max(labels, default=-1)
+    names = names or (tuple(map(str, range(highest + 1))) if highest < MAX_LISTED else ())
+    found.classes = {name: labels[i] for i, name in enumerate(names)} if highest >= 0 else {}
+    wrong = sum(count for label, count in labels.items() if not 0 <= label < len(names))
+    if wrong and highest >= 0:
+        found.notes.append(f"{wrong} of the images have no label, or none of these classes")
+        found.settings["labels"] = False
+
+
 def _survey_files(path: str, files: Files, follow: Follow) -> tuple[Survey, _Collector]:
     labels, refusal = _labels(files)
     found = Survey(path, _layout(files, labels), hidden=files.hidden, refusal=refusal)
@@ -132,20 +179,28 @@ def _survey_files(path: str, files: Files, follow: Follow) -> tuple[Survey, _Col
     collector, counts = _Collector(len(files.images)), Counter[int]()
     for i in follow(range(len(files.images))):
         name = files.images[i]
-        try:
-            raw = load(files.read(name), name=files.shown(name))
-            image = flatten(raw, name=files.shown(name))
-        except DataError as error:
-            found.unreadable[printable(name)] = str(error)
+        image = _look(found, printable(name), files.shown(name), lambda: files.read(name))  # noqa: B023
+        if image is None:
             continue
-        found.images += 1
-        found.sizes[image.size] += 1
-        found.pixels[_pixels(raw)] += 1
         if labels.values:
             counts[labels.values[i]] += 1
         collector.add(i, printable(name), image)
     found.classes = {name: counts[i] for i, name in enumerate(labels.classes)}
     return found, collector
+
+
+def _look(found: Survey, name: str, shown: str, read: Callable[[], bytes]) -> Image.Image | None:
+    """Note what an image is; None if it cannot be read, which is noted too."""
+    try:
+        raw = load(read(), name=shown)
+        image = flatten(raw, name=shown)
+    except DataError as error:
+        found.unreadable[name] = str(error)
+        return None
+    found.images += 1
+    found.sizes[image.size] += 1
+    found.pixels[_pixels(raw)] += 1
+    return image
 
 
 def _labels(files: Files) -> tuple[Labels, str]:

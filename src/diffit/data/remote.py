@@ -9,28 +9,23 @@ that brought something do not count.
 
 import contextlib
 import hashlib
-import http.client
 import os
 import re
 import shutil
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from diffit.data.transports import BrokenOffError, Opened, open_remote
 from diffit.errors import DataError
 
 T = TypeVar("T")
 
-BLOCK = 1 << 20
-"""Bytes that are asked for or written at once."""
 MAX_BYTES = 1 << 36
 """Larger files are refused: 64 GiB, where shards are of some hundred MiB."""
 ROOM = 1 << 28
 """Bytes that a fetch leaves free on the disk."""
-WORTH_ASKING_AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
@@ -46,22 +41,6 @@ class Patience(NamedTuple):
     longest_pause: float = 60.0
     seed: int = 0
     """Of the pauses' jitter."""
-
-
-class BrokenOffError(Exception):
-    """An attempt that failed in a way that may pass; its text says how."""
-
-
-class Opened(NamedTuple):
-    """A file from some byte on."""
-
-    blocks: Iterator[bytes]
-    start: int
-    """The first byte that comes, which is 0 where the other side knows no ranges."""
-    size: int | None
-    """Of the whole file, if it is told."""
-    version: str
-    """What the other side calls this state of the file; empty if it says nothing."""
 
 
 def is_remote(path: str) -> bool:
@@ -128,7 +107,7 @@ def read(address: str, *, most: int, patience: Patience | None = None) -> bytes:
 
     def attempt() -> bytes:
         data = bytearray()
-        for block in _open(address, 0, "", patience).blocks:
+        for block in open_remote(address, 0, "", timeout=patience.timeout).blocks:
             data += block
             if len(data) > most:
                 raise DataError(f"{address} is larger than {most >> 20} MiB; name another file")
@@ -142,22 +121,11 @@ def size_of(address: str, *, patience: Patience | None = None) -> int | None:
     patience = patience or Patience()
 
     def attempt() -> int | None:
-        opened = _open(address, 0, "", patience)
+        opened = open_remote(address, 0, "", timeout=patience.timeout)
         with contextlib.closing(opened.blocks):  # type: ignore[type-var]
             return opened.size
 
     return _persist(address, attempt, patience)
-
-
-def expand(pattern: str) -> list[str]:
-    """The addresses that a pattern with `*` or `?` stands for, by fsspec; sorted."""
-    filesystem, path = _filesystem(pattern)
-    protocol = pattern.split("://", 1)[0]
-    try:
-        found = filesystem.glob(path)
-    except Exception as error:  # whatever a protocol's own library raises
-        raise DataError(f"{pattern} cannot be listed: {_reason(error)}") from None
-    return sorted(f"{protocol}://{str(name).lstrip('/')}" for name in found)
 
 
 def _persist(address: str, attempt: Callable[[], T], patience: Patience) -> T:
@@ -181,7 +149,7 @@ def _write(
     while True:
         before = file.tell()
         try:
-            opened = _open(address, before, version, patience)
+            opened = open_remote(address, before, version, timeout=patience.timeout)
             version = opened.version
             if opened.start != before:
                 file.seek(opened.start)
@@ -250,108 +218,3 @@ def _refuse_too_large(address: str, size: int | None, folder: Path) -> None:
             f"{address} has {size >> 20} MiB, but {folder} has {free >> 20} MiB free; make room, "
             "or name another folder with data.stream.cache"
         )
-
-
-def _open(address: str, start: int, version: str, patience: Patience) -> Opened:
-    if address.startswith(("http://", "https://")):
-        return _open_http(address, start, version, patience)
-    return _open_fsspec(address, start)
-
-
-def _open_http(address: str, start: int, version: str, patience: Patience) -> Opened:
-    headers = {"Accept-Encoding": "identity", "User-Agent": "diffit"}
-    if start:
-        headers["Range"] = f"bytes={start}-"
-        if version:
-            headers["If-Range"] = version  # a file that was replaced comes from its beginning
-    try:
-        request = urllib.request.Request(address, headers=headers)
-        answer = urllib.request.urlopen(request, timeout=patience.timeout)
-    except urllib.error.HTTPError as error:
-        error.close()
-        if error.code in WORTH_ASKING_AGAIN:
-            raise BrokenOffError(f"the server answered {error.code} {error.reason}") from None
-        raise DataError(
-            f"{address}: the server answered {error.code} {error.reason}; see whether the file "
-            "is still there"
-        ) from None
-    except (urllib.error.URLError, OSError, http.client.HTTPException) as error:
-        raise BrokenOffError(_reason(error)) from None
-    except ValueError as error:
-        raise DataError(f"{address} is no address: {_reason(error)}") from None
-    length = answer.headers.get("Content-Length", "")
-    rest = int(length) if length.isdigit() else None
-    begins = start if answer.status == 206 else 0
-    size = None if rest is None else begins + rest
-    strong = answer.headers.get("ETag", "")
-    told = answer.headers.get("Last-Modified", "") if strong.startswith("W/") else strong
-    return Opened(_http_blocks(answer), begins, size, told)
-
-
-def _http_blocks(answer: Any) -> Iterator[bytes]:
-    with contextlib.closing(answer):
-        while True:
-            try:
-                block = answer.read1(BLOCK)  # what has come, so that none of it is lost
-            except (OSError, http.client.HTTPException) as error:
-                raise BrokenOffError(_reason(error)) from None
-            if not block:
-                return
-            yield block
-
-
-def _open_fsspec(address: str, start: int) -> Opened:
-    filesystem, path = _filesystem(address)
-    try:
-        info = filesystem.info(path)
-    except FileNotFoundError:
-        raise DataError(f"{address} is not there; see whether it was moved") from None
-    except PermissionError as error:
-        raise DataError(f"{address} may not be read: {_reason(error)}") from None
-    except Exception as error:  # whatever a protocol's own library raises
-        raise BrokenOffError(_reason(error)) from None
-    size = int(info["size"])
-    return Opened(_fsspec_blocks(filesystem, path, start, size), start, size, "")
-
-
-def _fsspec_blocks(filesystem: Any, path: str, start: int, size: int) -> Iterator[bytes]:
-    while start < size:
-        stop = min(start + 8 * BLOCK, size)
-        try:
-            block = bytes(filesystem.cat_file(path, start=start, end=stop))
-        except Exception as error:
-            raise BrokenOffError(_reason(error)) from None
-        if not block:
-            return
-        yield block
-        start += len(block)
-
-
-def _filesystem(address: str) -> tuple[Any, str]:
-    protocol = address.split("://", 1)[0]
-    try:
-        import fsspec
-
-        filesystem, path = fsspec.core.url_to_fs(address)
-    except ImportError as error:
-        # fsspec's own message names the package that the protocol needs, such as s3fs.
-        missing = f" and {error.name}" if error.name not in (None, "fsspec") else ""
-        raise DataError(
-            f"{protocol}:// needs fsspec{missing} ({_reason(error)}): "
-            "pip install 'diffit-torch[streams]'"
-        ) from None
-    except ValueError as error:
-        raise DataError(f"{address} cannot be read: {_reason(error)}") from None
-    return filesystem, str(path)
-
-
-def _reason(error: BaseException) -> str:
-    """The first line of what went wrong, or its name."""
-    inner = getattr(error, "reason", None)
-    if isinstance(inner, BaseException):
-        error = inner
-    lines = str(getattr(error, "strerror", None) or error).strip().splitlines()
-    return lines[0].rstrip(".:") if lines else type(error).__name__
-
-
-__all__ = ["Patience", "expand", "fetch", "is_remote", "pauses", "read", "size_of"]
