@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from diffit.data import encode as encoding
-from diffit.data import open_dataset
+from diffit.data import encode_parts, open_dataset
 from diffit.data.encode import encode
 from diffit.data.latents import open_cache
 from diffit.errors import DataError
@@ -95,7 +95,7 @@ def test_an_interrupted_call_goes_on_where_it_stopped(images, tmp_path, monkeypa
     run(images, tmp_path / "straight")
     monkeypatch.setattr(encoding, "PER_SHARD", 64)
     made = []
-    original = encoding.encode_part
+    original = encode_parts.encode_part
 
     def part(job, encoder, number):
         if len(made) == 2:
@@ -103,13 +103,13 @@ def test_an_interrupted_call_goes_on_where_it_stopped(images, tmp_path, monkeypa
         made.append(number)
         original(job, encoder, number)
 
-    monkeypatch.setattr(encoding, "encode_part", part)
+    monkeypatch.setattr(encode_parts, "encode_part", part)
     with pytest.raises(KeyboardInterrupt):
         run(images, tmp_path / "c")
     assert made == [0, 1]
     assert not (tmp_path / "c").exists()
     monkeypatch.setattr(
-        encoding, "encode_part", lambda *args: (made.append(args[2]), original(*args))
+        encode_parts, "encode_part", lambda *args: (made.append(args[2]), original(*args))
     )
     run(images, tmp_path / "c")
     assert made == [0, 1, 2, 3]
@@ -135,14 +135,7 @@ if __name__ == "__main__":
 
 
 def test_a_killed_process_loses_nothing(images, tmp_path):
-    from pathlib import Path
-
-    tests = Path(__file__).parent.parent
-    script = KILLED.format(
-        paths=[str(tests), str(tests.parent / "src")], images=str(tmp_path / "images"),
-        out=str(tmp_path / "c"),
-    )  # fmt: skip
-    process = subprocess.Popen([sys.executable, "-c", script])
+    process = start(tmp_path / "images", tmp_path / "c")
     deadline = time.monotonic() + 60
     while not list((tmp_path / "c.partial").glob("part-*")) and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -152,6 +145,57 @@ def test_a_killed_process_loses_nothing(images, tmp_path):
     run(images, tmp_path / "c")
     run(images, tmp_path / "straight")
     assert contents(tmp_path / "c") == contents(tmp_path / "straight")
+
+
+def start(images, out):
+    from pathlib import Path
+
+    tests = Path(__file__).parent.parent
+    paths = [str(tests), str(tests.parent / "src")]
+    script = KILLED.format(paths=paths, images=str(images), out=str(out))
+    return subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE)
+
+
+def test_commands_for_one_output_share_its_parts(images, tmp_path):
+    """Two at once, of which one is killed."""
+    commands = [start(tmp_path / "images", tmp_path / "c") for _ in range(2)]
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "c.partial").glob("part-*")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(commands[0].pid, signal.SIGKILL)
+    commands[0].wait()
+    assert commands[1].wait(60) == 0, commands[1].stderr.read().decode()
+    run(images, tmp_path / "straight")
+    assert contents(tmp_path / "c") == contents(tmp_path / "straight")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["c", "images", "straight"]
+
+
+def test_a_part_that_another_machine_has_claimed_is_encoded_at_last(images, tmp_path, monkeypatch):
+    run(images, tmp_path / "straight")
+    with monkeypatch.context() as patch:
+        patch.setattr(encoding, "encode_parts", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(images, tmp_path / "c")
+    (tmp_path / "c.partial" / "part-000001.claim").write_bytes(b"a machine that is no more")
+    made = []
+    original = encode_parts.encode_part
+    monkeypatch.setattr(
+        encode_parts, "encode_part", lambda *args: (made.append(args[2]), original(*args))
+    )
+    run(images, tmp_path / "c")
+    assert made == [0, 2, 3, 1]
+    assert contents(tmp_path / "c") == contents(tmp_path / "straight")
+
+
+def test_shards_give_the_latents_of_their_images(images, tmp_path):
+    from diffit.data.pack_shards import pack_shards
+
+    pack_shards(str(tmp_path / "images"), tmp_path / "shards", shuffle=False)
+    run(images, tmp_path / "a")
+    run(open_dataset(tmp_path / "shards"), tmp_path / "b", processes=2)
+    a, b = open_cache(tmp_path / "a"), open_cache(tmp_path / "b")
+    assert all(np.array_equal(a[i].image, b[i].image) for i in range(100))
+    assert [a.label(i) for i in range(100)] == [b.label(i) for i in range(100)]
 
 
 @pytest.mark.parametrize("processes", [1, 2])

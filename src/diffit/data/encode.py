@@ -1,85 +1,38 @@
 """Images through an autoencoder, once: the cache of latents that training reads.
 
-Images are encoded in parts of 32, by one process or several; each part is a file that appears
-whole. Whatever ends the work, the same call goes on from the parts that are there. The bytes of a
-cache depend on the images, the autoencoder and the settings, never on the number of processes.
+Images are encoded in parts of 32 (`encode_parts`), by one process or several, of one command or
+several; each part is a file that appears whole. Whatever ends the work, the same call goes on from
+the parts that are there. The bytes of a cache depend on the images, the autoencoder and the
+settings, never on the number of processes.
 """
 
-import hashlib
-import multiprocessing
-import signal
-import threading
-from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from diffit.claims import turn
+from diffit.data.encode_parts import PER_PART, Encoder, Job, encode_parts, part_path
 from diffit.data.example import Dataset, Follow
-from diffit.data.files import printable
-from diffit.data.image_set import ImageSet
 from diffit.data.images import grid, write_png
 from diffit.data.latent_writer import (
     PER_SHARD,
     begin,
     finish,
+    lock_of,
     publish,
     read_tensors,
-    refuse_not_finite,
     shard_name,
     verify,
     write_tensors,
 )
-from diffit.data.latents import Facts, LatentSet, Statistics
-from diffit.data.workers import end_with_parent
+from diffit.data.latents import Facts, LatentSet, Statistics, open_cache
+from diffit.data.pack import digest_of
 from diffit.errors import DataError
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-PER_PART = 32
-"""Images that are lost at most when a process is killed."""
 CHECKED = 8
 """Images that are decoded again at the end, for the picture and its PSNR."""
-
-
-class Encoder(Protocol):
-    """What is needed of an autoencoder."""
-
-    def moments(self, images: "Tensor") -> "Tensor":
-        """(B, 3, H, W) uint8 to (B, 2c, h, w) mean and standard deviation."""
-
-    def decode(self, x: "Tensor") -> "Tensor":
-        """(B, c, h, w) in the model's space to uint8 images."""
-
-    def to_model(self, latents: "Tensor") -> "Tensor":
-        """(latents - shift) * scale."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a process must know to encode a part.
-
-    Attributes:
-        dataset: images of one size, in colour.
-        make: gives the autoencoder; called once in each process.
-        folder: where parts are written.
-        facts: what the latents will be.
-        device: where the autoencoder computes.
-        threads: CPU threads of one process; rounding may depend on it.
-        batch: images that are handed to the autoencoder at once.
-    """
-
-    dataset: Dataset
-    make: Callable[[], Encoder]
-    folder: Path
-    facts: Facts
-    device: str = "cpu"
-    threads: int = 1
-    batch: int = PER_PART
 
 
 class Encoded(NamedTuple):
@@ -129,16 +82,29 @@ def encode(
     """
     facts = _facts(dataset, channels, factor, posterior=posterior, dtype=dtype, mirrored=mirrored)
     whole_plan = {**plan, "dtype": dtype, "mirrored": mirrored, "images": len(dataset),
-                  "names": _digest(dataset), "threads": threads, "device": device}  # fmt: skip
+                  "names": digest_of(dataset), "threads": threads, "device": device}  # fmt: skip
     partial = begin(out, whole_plan)
     job = Job(dataset, make, partial, facts, device, threads)
     shards = -(-len(dataset) // PER_SHARD)
-    _encode_parts(job, _todo(job, shards), processes, follow)
-    for number in range(shards):
-        _merge(job, number)
-    index = finish(partial, facts, shards, codec=codec, source=source, versions=versions or {})
-    latents = publish_checked(partial, out)
-    psnr = draw_check(latents, dataset, finished(index.codec), device)
+    parts = range(-(-len(dataset) // PER_PART))
+    todo = [part for part in parts if not _is_there(job, part)]
+    encode_parts(job, todo, lambda part: _is_there(job, part), processes, follow)
+    with turn(lock_of(out)):
+        if out.exists():  # another process, which had parts of it, was first
+            return _opened(out, dataset, finished, device)
+        for number in range(shards):
+            _merge(job, number)
+        finish(partial, facts, shards, codec=codec, source=source, versions=versions or {})
+        publish_checked(partial, out)
+    return _opened(out, dataset, finished, device)
+
+
+def _opened(
+    out: Path, dataset: Dataset, finished: Callable[[dict[str, Any]], Encoder], device: str
+) -> Encoded:
+    latents = open_cache(out)
+    assert latents.index is not None
+    psnr = draw_check(latents, dataset, finished(latents.index.codec), device)
     return Encoded(latents, psnr)
 
 
@@ -194,144 +160,23 @@ def _facts(
     )
 
 
-def _digest(dataset: Dataset) -> str:
-    names = dataset.files.images if isinstance(dataset, ImageSet) else []
-    return hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()
-
-
-def _part_path(folder: Path, number: int) -> Path:
-    return folder / f"part-{number:06d}.safetensors"
-
-
 def _parts_of(shard: int, count: int) -> range:
     first = shard * PER_SHARD // PER_PART
     last = -(-min((shard + 1) * PER_SHARD, count) // PER_PART)
     return range(first, last)
 
 
-def _todo(job: Job, shards: int) -> list[int]:
-    """The parts that are neither there nor in a finished shard."""
-    return [
-        part
-        for shard in range(shards)
-        if not (job.folder / shard_name(shard)).exists()
-        for part in _parts_of(shard, len(job.dataset))
-        if not _part_path(job.folder, part).exists()
-    ]
-
-
-def _encode_parts(job: Job, todo: Sequence[int], processes: int, follow: Follow) -> None:
-    several = processes > 1 and len(todo) > 1
-    parts = _in_processes(job, todo, processes) if several else _here(job, todo)
-    try:
-        for _ in follow(range(len(todo))):
-            next(parts)
-    finally:
-        parts.close()
-
-
-def _here(job: Job, todo: Sequence[int]) -> Generator[None, None, None]:
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(job.threads)
-    try:
-        encoder = job.make() if todo else None
-        for number in todo:
-            encode_part(job, encoder, number)  # type: ignore[arg-type]
-            yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _in_processes(job: Job, todo: Sequence[int], processes: int) -> Generator[None, None, None]:
-    pool = ProcessPoolExecutor(
-        min(processes, len(todo)),
-        # spawn: a forked copy of a process with threads may hang.
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_begin_worker,
-        initargs=(job,),
-    )
-    try:
-        for done in as_completed([pool.submit(_work, number) for number in todo]):
-            sentence = done.result()
-            if sentence:
-                raise DataError(sentence)
-            yield
-    except BrokenProcessPool:
-        raise DataError(
-            "a process that encodes has died, perhaps for want of memory; repeat the command to "
-            "go on, with fewer --processes"
-        ) from None
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-_job: Job | None = None  # of this worker process
-_encoder: Encoder | None = None
-
-
-def _begin_worker(job: Job) -> None:
-    global _job
-    _job = job
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
-    threading.Thread(target=end_with_parent, daemon=True).start()
-    import torch
-
-    torch.set_num_threads(job.threads)
-
-
-def _work(number: int) -> str:
-    """Encode a part; a sentence if that cannot be done."""
-    global _encoder
-    from diffit.errors import DiffitError
-
-    if _job is None:
-        raise RuntimeError("a worker was asked before it had its job")
-    try:
-        _encoder = _encoder or _job.make()
-        encode_part(_job, _encoder, number)
-    except (DiffitError, ValueError) as error:
-        return str(error)
-    return ""
-
-
-def encode_part(job: Job, encoder: Encoder, number: int) -> None:
-    """Encode images ``number * PER_PART`` and following, and write them as one file."""
-    first = number * PER_PART
-    places = range(first, min(first + PER_PART, len(job.dataset)))
-    images = np.stack([job.dataset[i].image for i in places])
-    arrays = {"moments": _moments(job, encoder, images, places)}
-    if job.facts.mirrored:
-        arrays["moments_flip"] = _moments(job, encoder, images[..., ::-1], places)
-    arrays["index"] = np.array(places, dtype=np.int64)
-    if job.facts.classes:
-        arrays["labels"] = np.array([job.dataset.label(i) for i in places], dtype=np.int64)
-    write_tensors(_part_path(job.folder, number), arrays)
-
-
-def _moments(job: Job, encoder: Encoder, images: np.ndarray, places: range) -> np.ndarray:
-    import torch
-
-    pixels = torch.from_numpy(np.ascontiguousarray(images)).to(job.device)
-    rows = [encoder.moments(part).cpu() for part in torch.split(pixels, job.batch)]
-    values = torch.cat(rows).numpy()[:, : job.facts.stored_shape[0]]
-    limit = float(np.finfo(job.facts.dtype).max)
-    for i, row in zip(places, values, strict=True):
-        refuse_not_finite(np.where(np.abs(row) > limit, np.inf, row), _name(job.dataset, i))
-    return values.astype(job.facts.dtype)
-
-
-def _name(dataset: Dataset, i: int) -> str:
-    if isinstance(dataset, ImageSet):
-        return printable(dataset.files.images[i])
-    return f"image {i}"
+def _is_there(job: Job, part: int) -> bool:
+    """Whether a part is there: on its own, in a finished shard, or in a finished cache."""
+    shard = shard_name(part * PER_PART // PER_SHARD)
+    own = part_path(job.folder, part)
+    return own.exists() or (job.folder / shard).exists() or not job.folder.exists()
 
 
 def _merge(job: Job, shard: int) -> None:
     """The parts of a shard as one file; then they are removed."""
     path = job.folder / shard_name(shard)
-    paths = [_part_path(job.folder, part) for part in _parts_of(shard, len(job.dataset))]
+    paths = [part_path(job.folder, part) for part in _parts_of(shard, len(job.dataset))]
     if not path.exists():
         parts = []
         for part in paths:

@@ -12,6 +12,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from diffit.claims import turn
 from diffit.data.images import write_atomic
 from diffit.data.latent_range import Running
 from diffit.data.latents import (
@@ -65,10 +66,12 @@ def begin(out: Path, plan: dict[str, Any]) -> Path:
     partial = out.with_name(out.name + ".partial")
     place = partial / "plan.json"
     try:
-        if not place.exists():
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir()
-            write_atomic(place, json.dumps(plan, indent=1).encode())
+        with turn(lock_of(out)):  # several processes may begin at once
+            refuse_taken(out)
+            if not place.exists():
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir()
+                write_atomic(place, json.dumps(plan, indent=1).encode())
         earlier = json.loads(place.read_bytes())
     except OSError as error:
         raise DataError(f"{partial} cannot be written: {error.strerror}") from None
@@ -81,9 +84,12 @@ def begin(out: Path, plan: dict[str, Any]) -> Path:
                 f"{partial} was begun with another {key} ({_short(before)}, now {_short(value)}); "
                 "remove it or name another output"
             )
-    for path in partial.glob(".*.partial"):
-        path.unlink(missing_ok=True)
     return partial
+
+
+def lock_of(out: Path) -> Path:
+    """Claimed by the process that begins or finishes an output."""
+    return out.with_name(f".{out.name}.claim")
 
 
 def refuse_taken(out: Path) -> None:
@@ -132,6 +138,8 @@ def finish(partial: Path, facts: Facts, shards: int, **rest: Any) -> LatentIndex
 def publish(partial: Path, out: Path) -> LatentSet:
     """Give a finished cache its name."""
     (partial / "plan.json").unlink(missing_ok=True)
+    for left in (*partial.glob(".*.partial"), *partial.glob("*.claim")):  # of killed processes
+        left.unlink(missing_ok=True)
     partial.replace(out)
     return open_cache(out)
 

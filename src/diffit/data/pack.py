@@ -5,11 +5,11 @@ import json
 import os
 import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from diffit.data import ImageSet, open_dataset, open_images
+from diffit.data import ImageSet, ShardSet, open_dataset, open_images
 from diffit.data.example import Dataset, Follow
 from diffit.data.images import Background, read_image, write_atomic, write_png
 from diffit.data.labels import INDEX
@@ -59,7 +59,7 @@ def pack(
         "labels": labels,
         "background": background,
         "images": len(dataset),
-        "names": _digest(dataset),
+        "names": digest_of(dataset),
     }
     partial = out.with_name(out.name + ".partial")
     try:
@@ -74,8 +74,13 @@ def pack(
     return Packed(images, out.stat().st_size, tuple(left_out))
 
 
-def _digest(dataset: Dataset) -> str:
-    names = dataset.files.images if isinstance(dataset, ImageSet) else []
+def digest_of(dataset: Dataset) -> str:
+    """Of the names of the images, or of the shards that hold them."""
+    names: Sequence[str] = []
+    if isinstance(dataset, ImageSet):
+        names = dataset.files.images
+    elif isinstance(dataset, ShardSet):
+        names = [f"{p.address} {p.bytes} {p.blake2b}" for p in dataset.copies.places]
     return hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()
 
 

@@ -1,6 +1,5 @@
 """A data set as tar shards with an index: what training reads from disks and from far away."""
 
-import hashlib
 import io
 import json
 import os
@@ -10,11 +9,11 @@ from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
 
 from diffit import draws
-from diffit.data import ImageSet, ShardSet, open_images
+from diffit.data import open_images
 from diffit.data.example import Dataset, Follow
 from diffit.data.images import Background, to_png, write_atomic
 from diffit.data.latent_writer import begin, checksum
-from diffit.data.pack import Packed
+from diffit.data.pack import Packed, digest_of
 from diffit.data.shard_index import INDEX, Shard, ShardIndex, to_json
 from diffit.data.tar import TarShard
 from diffit.errors import DataError
@@ -109,16 +108,6 @@ def finished(partial: Path) -> list[Note]:
         except (OSError, ValueError, TypeError):
             return notes
         notes.append(note)
-
-
-def digest_of(dataset: Dataset) -> str:
-    """Of the names of the images, or of the shards that hold them."""
-    names: Sequence[str] = []
-    if isinstance(dataset, ImageSet):
-        names = dataset.files.images
-    elif isinstance(dataset, ShardSet):
-        names = [f"{p.address} {p.bytes} {p.blake2b}" for p in dataset.copies.places]
-    return hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _shuffled(count: int) -> Sequence[int]:
