@@ -7,17 +7,22 @@ import torch
 from torch import Tensor
 
 from diffit.errors import UsageError
+from diffit.restoration import kernels
 from diffit.restoration.operators import (
     BT601,
+    BlurDecimation,
     Channels,
+    CircularBlur,
     Identity,
     LinearOperator,
     Mask,
     Operator,
     average_pooling,
+    bicubic,
     colorization,
     is_linear,
     is_spectral,
+    separable_blur,
 )
 from diffit.restoration.operators.tensors import size
 
@@ -33,6 +38,16 @@ def mixing(bands: int, channels: int) -> Tensor:
     return torch.rand(bands, channels, generator=generator, dtype=torch.float64)
 
 
+def skew_line(size: int) -> Tensor:
+    return skew(1, size)[0]
+
+
+def skew(height: int, width: int) -> Tensor:
+    """A kernel without symmetry: a flip would show."""
+    kernel = torch.arange(1.0, height * width + 1, dtype=torch.float64).reshape(height, width)
+    return kernel**2 / (kernel**2).sum()
+
+
 SPECTRAL: dict[str, Callable[[], Operator]] = {
     "identity": lambda: Identity(ODD),
     "mask": lambda: Mask(ODD, random_mask(9, 7)),
@@ -45,8 +60,26 @@ SPECTRAL: dict[str, Callable[[], Operator]] = {
     "grey-luma": lambda: colorization(ODD, BT601),
     "bands-2": lambda: Channels(ODD, mixing(2, 3)),
     "bands-5": lambda: Channels(ODD, mixing(5, 3)),
+    "bicubic-2": lambda: bicubic(EVEN, 2),
+    "bicubic-3-odd": lambda: bicubic((3, 9, 15), 3),
+    "bicubic-4-tiny": lambda: bicubic((1, 4, 8), 4),
+    "blur-mirror": lambda: separable_blur(ODD, kernels.gaussian_line(5, 1.0)),
+    "blur-zero": lambda: separable_blur(ODD, skew_line(3), skew_line(5), border="zero"),
+    "blur-wider-than-the-image": lambda: separable_blur((1, 4, 5), skew_line(9)),
+    "blur-floor": lambda: separable_blur(ODD, kernels.gaussian_line(7, 2.0), floor=0.03),
+    "circular": lambda: CircularBlur(ODD, skew(5, 3)),
+    "circular-even": lambda: CircularBlur(EVEN, skew(3, 5)),
+    "circular-per-image": lambda: CircularBlur(ODD, torch.stack([skew(3, 3), skew(3, 3).flip(0)])),
+    "circular-lost-frequencies": lambda: CircularBlur(EVEN, kernels.uniform(5), floor=0.03),
 }
-LINEAR: dict[str, Callable[[], Operator]] = {**SPECTRAL}
+LINEAR: dict[str, Callable[[], Operator]] = {
+    **SPECTRAL,
+    "blur-decimation": lambda: BlurDecimation(EVEN, skew(3, 5), 2),
+    "blur-decimation-odd": lambda: BlurDecimation((3, 9, 15), skew(5, 3), 3),
+    "blur-decimation-per-image": lambda: BlurDecimation(
+        EVEN, torch.stack([skew(3, 3), skew(3, 3).flip(1)]), 4
+    ),
+}
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6}
 DTYPES = sorted(TOLERANCE, key=str)

@@ -34,15 +34,18 @@ class Mask(SpectralOperator):
         self._mask = Constant(self.mask)
 
     def __call__(self, x: Tensor) -> Tensor:
+        return self.keep(x)
+
+    def keep(self, y: Tensor) -> Tensor:
+        """A measurement with zeros where nothing is measured."""
         # A product would carry what is not finite through the zeros of the mask.
-        mask = self._mask.like(x)
-        return torch.where(mask > 0, x, 0.0)
+        return torch.where(self._mask.like(y) > 0, y, 0.0)
 
     def adjoint(self, y: Tensor) -> Tensor:
-        return self(y)
+        return self.keep(y)
 
     def pinv(self, y: Tensor) -> Tensor:
-        return self(y)
+        return self.keep(y)
 
     def prox(self, z: Tensor, y: Tensor, rho: float | Tensor) -> Tensor:
         weight = over(rho, z)
@@ -55,10 +58,10 @@ class Mask(SpectralOperator):
         return z.reshape(len(z), *self.shape)
 
     def ut(self, y: Tensor) -> Tensor:
-        return self(y).flatten(1)
+        return self.keep(y).flatten(1)
 
     def u(self, z: Tensor) -> Tensor:
-        return self(self.v(z))
+        return self.keep(self.v(z))
 
 
 def _sides(shape: tuple[int, ...]) -> str:

@@ -8,17 +8,18 @@ from torch import Tensor
 
 
 class Constant:
-    """A float64 tensor of an operator, kept in each dtype and on each device that asked for it."""
+    """A tensor of an operator, kept in each precision and on each device that asked for it."""
 
     def __init__(self, value: Tensor) -> None:
-        self.value = value.detach().to("cpu", torch.float64)
+        self.value = value.detach().cpu()
         self._kept: dict[Any, Tensor] = {}
 
     def like(self, x: Tensor) -> Tensor:
-        """The tensor in the dtype and on the device of ``x``."""
+        """The tensor in the precision and on the device of ``x``."""
         key = (x.device, x.dtype)
         if key not in self._kept:
-            self._kept[key] = self.value.to(x)
+            dtype = x.dtype.to_complex() if self.value.is_complex() else x.dtype
+            self._kept[key] = self.value.to(x.device, dtype)
         return self._kept[key]
 
 

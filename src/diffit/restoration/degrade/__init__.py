@@ -1,0 +1,1 @@
+"""Synthesis of degradations that no operator describes: noise laws, weather, light, cameras."""
