@@ -8,7 +8,8 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "src" / "diffit"
 
 LAYERS = {
-    "errors": 0, "config": 0, "arguments": 0, "distributed": 0, "draws": 0, "__init__": 0,
+    "errors": 0, "config": 0, "arguments": 0, "distributed": 0, "launch": 0, "draws": 0,
+    "__init__": 0,
     "sealed": 0, "averages": 0, "fetch": 0, "claims": 0, "pieces": 0,
     "nn": 1, "diffusion": 1, "codecs": 1, "data": 1,
     "networks": 2, "samplers": 2,

@@ -109,14 +109,18 @@ def test_a_crashed_run_resumes_bit_for_bit(straight, tmp_path, moment):
     assert lines(tmp_path / "run") == lines(straight)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_a_run_after_its_step_and_it_resumes_bit_for_bit(straight, tmp_path, number):
+@pytest.mark.parametrize(
+    ("number", "reason"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "terminated")]
+)
+def test_a_signal_ends_a_run_after_its_step_and_it_resumes_bit_for_bit(
+    straight, tmp_path, number, reason
+):
     config = tiny_run(images=160, snapshot_every=16)
     hook = at(80, lambda: interrupt(number))
     before = signal.getsignal(number)
     outcome = go(config, tmp_path / "run", on_snapshot=hook)
     assert signal.getsignal(number) is before
-    assert (outcome.reason, outcome.images) == ("interrupted", 96)
+    assert (outcome.reason, outcome.images) == (reason, 96)
     assert checkpoint_folder(tmp_path / "run", 96) in checkpoints(tmp_path / "run")
     outcome = go(config, tmp_path / "run", resume=True)
     assert (outcome.reason, outcome.images) == ("done", 160)

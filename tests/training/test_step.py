@@ -86,7 +86,7 @@ def test_images_whose_loss_is_not_finite_are_found(model):
     inputs.clean[7, 0, 0, 0] = float("inf")
     objective = Objective(model)
     assert not objective.gradients(inputs, micro_batch=4).finite
-    assert objective.culprits(inputs) == [3, 7]
+    assert list(objective.culprits(inputs)) == [3, 7]
     assert all(p.grad is None for p in model.network.parameters())
 
 
@@ -111,7 +111,7 @@ def test_images_whose_gradient_alone_is_not_finite_are_found():
     found = Objective(model).gradients(inputs)
     assert torch.isfinite(found.losses).all()
     assert not found.finite
-    assert Objective(model).culprits(inputs) == [2]
+    assert list(Objective(model).culprits(inputs)) == [2]
 
 
 def test_the_numerical_settings_are_those_of_before_afterwards():

@@ -7,18 +7,20 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
+from pydantic import NonNegativeInt, PositiveInt
 
 from diffit.arguments import read_arguments
 from diffit.checkpoint import checkpoints
 from diffit.config import Settings, parse
 from diffit.data import DataConfig
-from diffit.distributed import pick_device
+from diffit.distributed import agreed, is_first, join, pick_device, restarted
 from diffit.errors import UsageError
 from diffit.generation import SamplingConfig
+from diffit.launch import launch, launched
 from diffit.model import ModelConfig
 from diffit.sealed import DamagedError, verify
 from diffit.training.console import duration
-from diffit.training.folder import CONFIG, read_run, refuse_no_run
+from diffit.training.folder import CONFIG, has_begun, read_run, refuse_no_run
 from diffit.training.loop import Outcome, train
 from diffit.training.pictures import draw_pictures
 from diffit.training.presets import presets, read_config
@@ -34,8 +36,10 @@ Train a model. CONFIG is a YAML file or one of the presets:
 Every setting can be replaced, such as --train.lr 2e-4 or --data.path my-images;
 `diffit train CONFIG --help` lists them with the values of CONFIG. --model.linear ternary makes the
 linear layers ternary. Ctrl-C ends a run with a checkpoint after the step it is in; --resume
-continues it as if it had never stopped."""
+continues it as if it had never stopped. --processes N trains with N processes on this machine;
+torchrun and srun can start them too, on many."""
 
+OR_RESUME = "--or-resume"
 LINEAR = "--model.linear"
 """Chooses a kind of linear layers, and with it which settings `model.linear` has."""
 
@@ -53,6 +57,12 @@ class Args(Settings):
     """auto, cpu, cuda, cuda:1 or mps."""
     quiet: bool = False
     """Show nothing while training."""
+    or_resume: bool = False
+    """If --out is a run already, continue it: for jobs that a cluster starts again."""
+    processes: PositiveInt = 1
+    """Processes on this machine that share every batch; on GPUs one for each."""
+    max_restarts: NonNegativeInt = 0
+    """How often they are started again, from the newest checkpoint, when one of them fails."""
 
 
 class ResumeArgs(Settings):
@@ -71,16 +81,40 @@ class ResumeArgs(Settings):
     """auto, cpu, cuda, cuda:1 or mps."""
     quiet: bool = False
     """Show nothing while training."""
+    processes: PositiveInt = 1
+    """Processes on this machine that share every batch; on GPUs one for each."""
+    max_restarts: NonNegativeInt = 0
+    """How often they are started again, from the newest checkpoint, when one of them fails."""
 
 
 A = TypeVar("A", Args, ResumeArgs)
 
 
 def read(argv: Sequence[str], *, prog: str) -> Args | ResumeArgs:
-    """The arguments: first the configuration, since it decides which settings there are."""
+    """The arguments, the same in all processes of a run, or one refusal for all."""
     if argv and argv[0] in ("-h", "--help"):
         print(usage())
         raise SystemExit(0)
+    join()
+    with agreed():
+        return _read_all(_again(argv), prog=prog)
+
+
+def _again(argv: Sequence[str]) -> Sequence[str]:
+    """The arguments, with --resume RUN in the place of CONFIG --out RUN if the run exists and may
+    be continued: it was asked for, or a launcher has started the same command again."""
+    out = _value_of("--out", argv)
+    wanted = OR_RESUME in argv or restarted()
+    if out is None or not wanted or not has_begun(Path(out)):
+        return argv
+    rest = _without("--out", argv[1:])
+    for option in (LINEAR, "--train.init-from"):
+        rest = _without(option, rest) if _value_of(option, rest) is not None else rest
+    return ["--resume", out, *(word for word in rest if word != OR_RESUME)]
+
+
+def _read_all(argv: Sequence[str], *, prog: str) -> Args | ResumeArgs:
+    """First the configuration, since it decides which settings there are."""
     run = _value_of("--resume", argv)
     if run is not None:
         if _value_of("--out", argv) is not None:
@@ -113,10 +147,17 @@ def usage() -> str:
 def run(args: Args | ResumeArgs) -> None:
     """Train; exit code 130 if interrupted."""
     config = _config(args)
-    device = pick_device(args.device)
     folder = args.out if isinstance(args, Args) else args.resume
-    if isinstance(args, ResumeArgs):
-        _refuse_changes(config, folder)
+    with agreed():
+        device = pick_device(args.device)
+        if isinstance(args, ResumeArgs):
+            _refuse_changes(config, folder)
+    again = f"continue with: diffit train --resume {folder}"
+    if args.processes > 1 and not launched():
+        code = launch(
+            sys.argv[1:], processes=args.processes, max_restarts=args.max_restarts, again=again
+        )
+        raise SystemExit(code)
     outcome = train(
         config,
         folder,
@@ -125,14 +166,12 @@ def run(args: Args | ResumeArgs) -> None:
         on_snapshot=draw_pictures,
         quiet=args.quiet,
     )
-    if outcome.reason == "interrupted":
-        print(
-            f"diffit: stopped at {outcome.images:,} images; "
-            f"continue with: diffit train --resume {folder}",
-            file=sys.stderr,
-        )
-        raise SystemExit(130)
-    if not args.quiet:
+    if outcome.reason in ("interrupted", "terminated"):
+        if is_first():
+            print(f"diffit: stopped at {outcome.images:,} images; {again}", file=sys.stderr)
+        # Who sends SIGTERM wants the place, and takes the run for well kept.
+        raise SystemExit(130 if outcome.reason == "interrupted" else 0)
+    if is_first() and not args.quiet:
         print(_farewell(outcome, folder))
 
 

@@ -50,14 +50,14 @@ class Loader:
 
     Args:
         dataset: what to read.
-        batch: images in a batch, of this process.
+        batch: images in a batch, of all processes together.
         seed: of the order and the flips.
         start: number of the first image: how many the run has seen before.
         flip: mirror each image with probability 1/2; of latents take those of the mirrored image.
         workers: processes that decode; 0 decodes here, when a batch is asked for.
         memory: bytes that may be used to keep decoded images.
-        rank, world: this is process ``rank`` of ``world``, which share every ``world * batch``
-            consecutive images in equal, consecutive parts.
+        rank, world: this is process ``rank`` of ``world``, which share every batch in consecutive
+            parts, equal or one image apart.
     """
 
     def __init__(
@@ -73,15 +73,16 @@ class Loader:
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        if batch < 1 or start < 0 or not 0 <= rank < world or len(dataset) == 0:
+        if start < 0 or not 0 <= rank < world <= batch or len(dataset) == 0:
             raise ValueError(
-                f"a loader needs images, batch >= 1, start >= 0 and rank < world, not "
+                f"a loader needs images, start >= 0 and rank < world <= batch, not "
                 f"{len(dataset)} images, batch {batch}, start {start}, rank {rank} of {world}"
             )
         self._dataset = dataset
-        self._batch, self._stride = batch, batch * world
+        self._batch = batch
         self._seed, self._flip = seed, flip
-        self._next = start + rank * batch
+        first, end = rank * batch // world, (rank + 1) * batch // world
+        self._next, self._count = start + first, end - first
         self._orders: dict[int, np.ndarray] = {}
         # A latent cannot be mirrored: that of the mirrored image stands behind all others.
         self._behind = len(dataset) if flip and isinstance(dataset, LatentSet) else 0
@@ -126,8 +127,8 @@ class Loader:
 
     def _begin(self) -> _Ahead:
         """Ask for the next batch: what is not in memory is left to the workers."""
-        numbers = range(self._next, self._next + self._batch)
-        self._next += self._stride
+        numbers = range(self._next, self._next + self._count)
+        self._next += self._batch
         indices = np.array([self.index(n) for n in numbers])
         if self._behind:
             indices += self._behind * self._mirrored(numbers).numpy()

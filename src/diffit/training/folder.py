@@ -30,20 +30,22 @@ def is_run(folder: Path) -> bool:
 
 def refuse_taken(out: Path) -> None:
     """UsageError unless ``out`` is free for a new run, or one was begun there and did nothing."""
-    if is_run(out) and not _did_anything(out):
-        return
-    if is_run(out):
+    if has_begun(out):
         raise UsageError(
             f"--out {out} holds a run already; continue it with `diffit train --resume {out}` "
             "or name a new folder"
         )
+    if is_run(out):
+        return
     if out.exists() and (not out.is_dir() or {file.name for file in out.iterdir()} - BEFORE):
         raise UsageError(f"--out {out} exists and is no run; name a new folder")
 
 
-def _did_anything(run: Path) -> bool:
+def has_begun(run: Path) -> bool:
     """Whether a run has something to lose: a first batch that cannot be read ends it before."""
     metrics = run / METRICS
+    if not is_run(run):
+        return False
     return (run / "checkpoints").exists() or (metrics.exists() and metrics.stat().st_size > 0)
 
 

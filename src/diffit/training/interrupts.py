@@ -7,14 +7,14 @@ from typing import Any, Self
 
 
 class Interrupts:
-    """While it is entered, a first SIGINT or SIGTERM sets ``received`` and nothing more.
+    """While it is entered, a first SIGINT or SIGTERM becomes ``received`` and nothing more.
 
     A second one raises KeyboardInterrupt at once. Outside the main thread, where Python takes no
     signals, nothing changes.
     """
 
     def __init__(self) -> None:
-        self.received = False
+        self.received = 0
         self.before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
@@ -35,4 +35,4 @@ class Interrupts:
     def _take(self, number: int, frame: FrameType | None) -> None:
         if self.received:
             raise KeyboardInterrupt
-        self.received = True
+        self.received = number

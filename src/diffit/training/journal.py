@@ -65,7 +65,8 @@ class Journal:
     """Writes the metrics of a run wherever they are wanted.
 
     Args:
-        path: the file of JSON lines; lines past ``start`` images are removed from it.
+        path: the file of JSON lines; lines past ``start`` images are removed from it. None for
+            all processes but the first, which write nothing.
         start: images seen when the run begins or is resumed.
         seconds: time in training up to there.
         console: shows the line, and sentences between lines.
@@ -74,15 +75,17 @@ class Journal:
 
     def __init__(
         self,
-        path: Path,
+        path: Path | None,
         *,
         start: int,
         seconds: float,
         console: ConsoleLine,
         writers: Sequence[Writer] = (),
     ) -> None:
-        cut(path, start)
-        self.file = path.open("a", encoding="utf-8")
+        if path is not None:
+            cut(path, start)
+        self.path = path
+        self.file = open(path or os.devnull, "a", encoding="utf-8")  # noqa: SIM115
         self.console = console
         self.writers = writers
         self.last = (start, seconds)
@@ -109,7 +112,8 @@ class Journal:
 
     def flush(self) -> None:
         """Bring the metrics to the disk."""
-        os.fsync(self.file.fileno())
+        if self.path is not None:
+            os.fsync(self.file.fileno())
 
     def __enter__(self) -> Self:
         return self

@@ -4,9 +4,10 @@ A run is a folder. Whatever ends it (Ctrl-C, a kill, a full disk), `resume=True`
 newest intact checkpoint as if nothing had happened, on the CPU bit for bit.
 """
 
+import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -16,7 +17,18 @@ import torch
 from diffit.checkpoint import recommended
 from diffit.data import Dataset, LatentSet
 from diffit.data.loader import Loader
-from diffit.errors import CheckpointError, DiffitError
+from diffit.distributed import (
+    agreed,
+    barrier,
+    gather,
+    is_first,
+    join,
+    noticing_losses,
+    own_device,
+    rank,
+    world,
+)
+from diffit.errors import CheckpointError, ConfigError, DiffitError
 from diffit.model import Model, build_model
 from diffit.networks.count import count_parameters
 from diffit.training.console import ConsoleLine
@@ -64,7 +76,10 @@ class Snapshot(NamedTuple):
 
 
 OnSnapshot = Callable[[Snapshot], None]
-Reason = Literal["done", "time", "interrupted"]
+Reason = Literal["done", "time", "interrupted", "terminated"]
+
+OUT_OF_TIME = -1
+"""What the first process tells the others when the time is used up; they tell signals."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +87,7 @@ class Outcome:
     """How a call of `train` ended.
 
     Attributes:
-        reason: all images seen, time used up, or interrupted.
+        reason: all images seen, time used up, interrupted by Ctrl-C, or told to end by SIGTERM.
         images: seen by the run.
         seconds: in training, over all parts of the run.
     """
@@ -93,35 +108,58 @@ def train(
 ) -> Outcome:
     """Train a model in a folder.
 
+    Every process of a group calls it alike, see `diffit.distributed`; the first one writes.
+
     Args:
         config: what to train, on what, how.
         out: folder of the run: a free name, or with ``resume`` the run to continue.
         resume: continue from the newest intact checkpoint.
-        device: where to compute.
-        on_snapshot: draws pictures from time to time, and at the end.
+        device: where to compute; of several GPUs each process takes the one of its number.
+        on_snapshot: draws pictures from time to time, and at the end, in the first process.
         quiet: show nothing on the console.
     """
-    (refuse_no_run if resume else refuse_taken)(out)
+    join()
+    with ExitStack() as stack:
+        with agreed():
+            dataset, config, device, teacher = _prepare(config, out, device, resume=resume)
+            if is_first():
+                stack.enter_context(locked(out))
+        stack.enter_context(full_disk_in_one_line(out))
+        stack.enter_context(noticing_losses(f"continue with `diffit train --resume {out}`"))
+        stack.enter_context(
+            arithmetic(device, tf32=config.train.tf32, threads=config.train.threads)
+        )
+        interrupts = stack.enter_context(Interrupts())
+        state, notes = begin(config, out, device, resume=resume)
+        if is_first():
+            write_run(out, config, device)
+        journal = stack.enter_context(open_journal(config, out, state, quiet=quiet))
+        for note in [*notes, *([teacher.described] if teacher else [])]:
+            journal.say(note)
+        run = Run(config, out, dataset, state, journal, interrupts, on_snapshot, teacher)
+        journal.say(opening(run))
+        return take_steps(run, stack.enter_context(open_inputs(run)))
+
+
+def _prepare(
+    config: RunConfig, out: Path, device: str | torch.device, *, resume: bool
+) -> tuple[Dataset, RunConfig, torch.device, Teacher | None]:
+    """What a run needs and can be refused for, before anything is made."""
+    if is_first():
+        (refuse_no_run if resume else refuse_taken)(out)
     refuse_missing(config.train.wandb)
+    if config.train.batch < world():
+        raise ConfigError(
+            f"train.batch {config.train.batch} is fewer images than {world()} processes; "
+            "make it larger, or start fewer"
+        )
     if config.train.init_from and not resume:
-        recommended(config.train.init_from)  # refused before anything is made
+        recommended(config.train.init_from)
     dataset = open_training_data(config)
     config = complete(config, dataset)
-    device = torch.device(device)
+    device = own_device(torch.device(device))
     teacher = open_teacher(config, device)
-    if teacher:
-        config = _of_one_moment(config, teacher)
-    numbers = arithmetic(device, tf32=config.train.tf32, threads=config.train.threads)
-    with locked(out), full_disk_in_one_line(out), numbers, Interrupts() as interrupts:
-        state, notes = begin(config, out, device, resume=resume)
-        write_run(out, config, device)
-        with open_journal(config, out, state, quiet=quiet) as journal:
-            for note in [*notes, *([teacher.described] if teacher else [])]:
-                journal.say(note)
-            run = Run(config, out, dataset, state, journal, interrupts, on_snapshot, teacher)
-            journal.say(opening(run))
-            with open_inputs(run) as inputs:
-                return take_steps(run, inputs)
+    return dataset, _of_one_moment(config, teacher) if teacher else config, device, teacher
 
 
 def _of_one_moment(config: RunConfig, teacher: Teacher) -> RunConfig:
@@ -182,14 +220,14 @@ def take_steps(run: Run, inputs: Iterator[Inputs]) -> Outcome:
     state, train = run.state, run.config.train
     objective = build_objective(state, run.config, run.teacher)
     power_every = train.ema.power_every or train.checkpoint_every
-    reason = why_stop(run)
+    reason = why_stop(run, gather(word(run)))
     last = time.monotonic()
     while reason is None:
         before = state.images
-        rate = take_step(run, objective, next(inputs))
+        rate, words = take_step(run, objective, next(inputs))
         now = time.monotonic()
         state.seconds, last = state.seconds + now - last, now
-        reason = why_stop(run)
+        reason = why_stop(run, words if world() > 1 else [word(run)])
         over = reason in ("done", "time")
         if over or _passed(train.log_every, before, state.images):
             run.journal.write(state.images, state.seconds, {**state.meter.read(), "lr": rate})
@@ -200,14 +238,21 @@ def take_steps(run: Run, inputs: Iterator[Inputs]) -> Outcome:
         if over or (not reason and _passed(train.snapshot_every, before, state.images)):
             picture(run)
             last = time.monotonic()  # pictures are no training
+    barrier()  # the first process may still be drawing, and ends all if it is left alone
     return Outcome(reason, state.images, state.seconds)
 
 
-def take_step(run: Run, objective: Objective, inputs: Inputs) -> float:
-    """Learn from one batch, or skip it if its loss or gradient is not finite; the learning rate."""
+def take_step(run: Run, objective: Objective, inputs: Inputs) -> tuple[float, Sequence[int]]:
+    """Learn from one batch, or skip it if its loss or gradient is not finite.
+
+    Returns:
+        The learning rate, and what each process had to say when the gradients were exchanged.
+    """
     state, train = run.state, run.config.train
-    gradients = objective.gradients(inputs, micro_batch=train.micro_batch)
-    state.images += len(inputs.number)
+    gradients = objective.gradients(
+        inputs, micro_batch=train.micro_batch, batch=train.batch, word=word(run)
+    )
+    state.images += train.batch
     rate = learning_rate(
         state.images,
         peak=train.lr,
@@ -221,9 +266,9 @@ def take_step(run: Run, objective: Objective, inputs: Inputs) -> float:
         objective.clip(gradients.norm, train.clip)
         set_rate(state.optimizer, rate)
         state.optimizer.step()
-        state.averages.update(batch=len(inputs.number), after=state.images)
+        state.averages.update(batch=train.batch, after=state.images)
         state.meter.add(
-            gradients.losses.tolist(), inputs.position.tolist(), gradient_norm=gradients.norm
+            gradients.losses.tolist(), gradients.positions.tolist(), gradient_norm=gradients.norm
         )
         state.bad = 0
     else:
@@ -241,17 +286,32 @@ def take_step(run: Run, objective: Objective, inputs: Inputs) -> float:
             run.journal.say(note)
     if state.scale:
         state.scale.update(finite=gradients.finite)
-    return rate
+    return rate, gradients.words
 
 
-def why_stop(run: Run) -> Reason | None:
-    """Why the run is over, None if it is not."""
-    train = run.config.train
-    if run.state.images >= train.images:
+def word(run: Run) -> int:
+    """What this process would tell the others: the signal it was sent, or that time is up."""
+    minutes = run.config.train.minutes
+    # The clocks of the processes differ: that of the first counts.
+    if is_first() and minutes is not None and run.state.seconds >= 60 * minutes:
+        return OUT_OF_TIME
+    return run.interrupts.received
+
+
+def why_stop(run: Run, words: Sequence[int]) -> Reason | None:
+    """Why the run is over, None if it is not: the same in all processes.
+
+    Args:
+        run: where it stands.
+        words: of all processes.
+    """
+    if run.state.images >= run.config.train.images:
         return "done"
-    if train.minutes is not None and run.state.seconds >= 60 * train.minutes:
+    if OUT_OF_TIME in words:
         return "time"
-    return "interrupted" if run.interrupts.received else None
+    if signal.SIGINT in words:
+        return "interrupted"
+    return "terminated" if signal.SIGTERM in words else None
 
 
 def keep(run: Run) -> None:
@@ -262,7 +322,7 @@ def keep(run: Run) -> None:
 
 def picture(run: Run) -> None:
     """Let the caller draw, from a model of its own with the recommended weights."""
-    if run.on_snapshot is None:
+    if run.on_snapshot is None or not is_first():
         return
     state = run.state
     model = build_model(run.config.model)
@@ -285,6 +345,9 @@ def picture(run: Run) -> None:
 def open_journal(config: RunConfig, out: Path, state: State, *, quiet: bool) -> Journal:
     """The journal of a run that stands at ``state``."""
     train = config.train
+    if not is_first():
+        silent = ConsoleLine(total=train.images, quiet=True)
+        return Journal(None, start=state.images, seconds=state.seconds, console=silent)
     return Journal(
         out / METRICS,
         start=state.images,
@@ -306,6 +369,8 @@ def open_loader(config: RunConfig, dataset: Dataset, *, start: int) -> Loader:
         flip=config.data.flip,
         workers=config.data.workers,
         memory=config.data.memory << 20,
+        rank=rank(),
+        world=world(),
     )
 
 

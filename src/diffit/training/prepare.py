@@ -1,5 +1,6 @@
 """Before the first step: the data, what it decides of the configuration, and the state."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from diffit.data.layouts import layout_of
 from diffit.diffusion.denoiser import Denoiser
 from diffit.diffusion.formulation import build_formulation
 from diffit.diffusion.loss import LOSS_WEIGHTS, LossWeight
+from diffit.distributed import is_first
 from diffit.errors import ConfigError
 from diffit.generation import check
 from diffit.model import Model, ModelConfig, empty_model
@@ -22,6 +24,7 @@ from diffit.training.latents import (
     refuse_augmentation,
     with_codec,
 )
+from diffit.training.parallel import replicate
 from diffit.training.settings import RunConfig
 from diffit.training.state import State, fresh_state, restore_newest
 from diffit.training.step import Objective
@@ -84,13 +87,14 @@ def begin(
     config: RunConfig, out: Path, device: torch.device, *, resume: bool
 ) -> tuple[State, list[str]]:
     """The state to go on from, and what the user should know about it."""
-    for place in ("checkpoints", "averages"):
+    for place in ("checkpoints", "averages") if is_first() else ():
         clear_leftovers(out / place)
     state = fresh_state(config, device)
     notes = restore_newest(state, out) if resume else []
     if config.train.init_from and not state.images:
         report = carry_over(state.model, config.train.init_from)
-        write_report(out / "carried.json", report)
+        if is_first():
+            write_report(out / "carried.json", report)
         notes += describe(report)
         state.averages = Averages(state.model.network, config.train.ema)
     if config.train.activation_checkpointing:
@@ -103,7 +107,7 @@ def begin(
 def build_objective(state: State, config: RunConfig, teacher: Teacher | None = None) -> Objective:
     """What the steps of a run minimise."""
     train = config.train
-    return Objective(
+    alone = Objective(
         state.model,
         loss_weight(state, config),
         train.precision,
@@ -111,6 +115,10 @@ def build_objective(state: State, config: RunConfig, teacher: Teacher | None = N
         train.coarse_weights,
         teacher,
     )
+    # A network that could be told of augmentation, and is not, has a layer that learns nothing.
+    unused = getattr(config.model.network, "augment", False) and not config.data.augment
+    together = replicate(state.model.network, alone.losses, unused=unused)
+    return replace(alone, together=together)
 
 
 def compile_in_place(network: nn.Module) -> None:

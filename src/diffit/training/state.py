@@ -12,6 +12,7 @@ from torch import Tensor
 from diffit import sealed
 from diffit.checkpoint import checkpoint_folder, newest, prune, save_model
 from diffit.config import to_yaml
+from diffit.distributed import is_first, of_first
 from diffit.errors import CheckpointError
 from diffit.model import Model, build_model
 from diffit.sealed import read_state, read_tensors
@@ -81,7 +82,12 @@ def fresh_state(config: RunConfig, device: torch.device) -> State:
 
 
 def save_state(state: State, run: Path, config: RunConfig) -> None:
-    """Write a checkpoint, and only then remove those that it makes superfluous."""
+    """Write a checkpoint, and only then remove those that it makes superfluous.
+
+    All processes call it, the first one writes.
+    """
+    if not is_first():
+        return
     train = config.train
     content: dict[str, Any] = {
         "images": state.images,
@@ -97,7 +103,12 @@ def save_state(state: State, run: Path, config: RunConfig) -> None:
 
 
 def save_averages(state: State, run: Path, config: RunConfig) -> None:
-    """Keep the power-function averages of this moment, from which any length can be rebuilt."""
+    """Keep the power-function averages of this moment, from which any length can be rebuilt.
+
+    All processes call it, the first one writes.
+    """
+    if not is_first():
+        return
     kept = {name: t for name, t in state.averages.tensors.items() if name.startswith("ema-power-")}
     sealed.write_sealed(
         run / "averages" / f"{state.images:012d}",
@@ -110,8 +121,17 @@ def save_averages(state: State, run: Path, config: RunConfig) -> None:
 def restore_newest(state: State, run: Path) -> list[str]:
     """Continue where the newest intact checkpoint of a run stands; what to tell the user.
 
-    Damaged ones are set aside under another name, so that none counts among those to keep.
+    Damaged ones are set aside under another name, so that none counts among those to keep. All
+    processes call it; the first one looks and verifies, for all.
     """
+    folder, notes = of_first(lambda: _choose(run))
+    if folder is not None:
+        _restore(state, Path(folder))
+    return list(notes)
+
+
+def _choose(run: Path) -> tuple[str | None, list[str]]:
+    """The newest intact checkpoint, and what became of newer ones."""
     found = newest(run)
     if found.folder is None and found.damaged:
         raise CheckpointError(
@@ -123,9 +143,7 @@ def restore_newest(state: State, run: Path) -> list[str]:
         shutil.rmtree(aside, ignore_errors=True)
         folder.rename(aside)
         notes.append(f"{reason}; passed over and set aside as {aside.name}")
-    if found.folder is not None:
-        _restore(state, found.folder)
-    return notes
+    return None if found.folder is None else str(found.folder), notes
 
 
 def _restore(state: State, folder: Path) -> None:

@@ -1,7 +1,11 @@
-"""One step: gradients of a batch in micro-batches, and what happens when they are not finite."""
+"""One step: gradients of a batch in micro-batches, and what happens when they are not finite.
+
+Each process computes the gradients of its part of the batch. What it decides by, all know: the
+losses of the whole batch, the norm of the whole gradient, and what any of them was told to do.
+"""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -9,26 +13,32 @@ import torch
 from torch import Tensor
 
 from diffit.diffusion.loss import LossWeight, denoising_loss
+from diffit.distributed import gather_numbers, world
 from diffit.model import Model
 from diffit.training.distill import Teacher
 from diffit.training.inputs import Inputs
 from diffit.training.optim import LossScale
+from diffit.training.parallel import synchronised
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
 
 class Gradients(NamedTuple):
-    """What a batch says; the gradients themselves lie at the parameters.
+    """What the batch of all processes says; the gradients themselves lie at the parameters.
 
     Attributes:
         losses: (B,) loss of each image, on the CPU.
+        positions: (B,) place of their noise levels in the training law.
         norm: norm of the gradient of their mean.
         finite: whether all of it is finite.
+        words: of each process.
     """
 
     losses: Tensor
+    positions: Tensor
     norm: float
     finite: bool
+    words: tuple[int, ...] = (0,)
 
 
 @dataclass(frozen=True)
@@ -42,6 +52,7 @@ class Objective:
         scale: of the loss, for fp16.
         coarse_weights: of the loss at coarser resolutions, see `denoising_loss`.
         teacher: whose estimates are learned too; None for no teacher.
+        together: computes `losses` so that the gradients of all processes are added up.
     """
 
     model: Model
@@ -50,6 +61,7 @@ class Objective:
     scale: LossScale | None = None
     coarse_weights: Sequence[float] | None = None
     teacher: Teacher | None = None
+    together: Callable[[Inputs], Tensor] | None = None
 
     def losses(self, inputs: Inputs) -> Tensor:
         """(B,) loss of each image."""
@@ -69,28 +81,44 @@ class Objective:
                 lesson=self.teacher.lesson(denoiser, inputs) if self.teacher else None,
             ).total
 
-    def gradients(self, inputs: Inputs, *, micro_batch: int | None = None) -> Gradients:
-        """Gradients of the mean loss, computed ``micro_batch`` images at a time."""
+    def gradients(
+        self, inputs: Inputs, *, micro_batch: int | None = None, batch: int = 0, word: int = 0
+    ) -> Gradients:
+        """Gradients of the mean loss of a batch, computed ``micro_batch`` images at a time.
+
+        Args:
+            inputs: this process's part of the batch.
+            micro_batch: how many of its images are computed at once; None for all.
+            batch: how many images all processes have; 0 for those of ``inputs``.
+            word: what this process tells the others on this occasion.
+        """
         self._clear()
         count = len(inputs.number)
-        factor = self.scale.factor if self.scale else 1.0
         losses = []
         for first in range(0, count, micro_batch or count):
-            part = self.losses(inputs.part(first, micro_batch or count))
-            # Divided by the whole batch, so that unequal parts count by their images.
-            torch.autograd.backward(part.sum() * (factor / count))
-            losses.append(part.detach())
-        return self._measure(torch.cat(losses), factor)
-
-    def _measure(self, losses: Tensor, factor: float) -> Gradients:
-        gradients = [p.grad for p in self.model.network.parameters() if p.grad is not None]
-        if factor != 1:
-            torch._foreach_mul_(gradients, 1 / factor)
-        norm = torch.nn.utils.get_total_norm(gradients)
+            part = inputs.part(first, micro_batch or count)
+            last = first + len(part.number) == count
+            with synchronised(self.together, self.model.network, now=last):
+                found = (self.together or self.losses)(part)
+                # Divided by the whole batch, so that unequal parts count by their images; the
+                # gradients of the processes are then averaged, where their sum is wanted.
+                torch.autograd.backward(found.sum() * (self._factor * world() / (batch or count)))
+            losses.append(found.detach())
+        norm = self._unscaled_norm()
         # One transfer for everything that the loop looks at: each would wait for the device.
-        *values, size = torch.cat([losses.double(), norm.double()[None].to(losses.device)]).tolist()
-        finite = bool(torch.isfinite(torch.tensor([*values, size])).all())
-        return Gradients(torch.tensor(values, dtype=torch.float64), size, finite)
+        own = torch.cat([torch.cat(losses).double(), norm.double()[None].to(losses[0].device)])
+        return _told_to_all(own.cpu(), inputs.position, word, most=-(-(batch or count) // world()))
+
+    @property
+    def _factor(self) -> float:
+        return self.scale.factor if self.scale else 1.0
+
+    def _unscaled_norm(self) -> Tensor:
+        """Take the loss scale out of the gradients; their norm."""
+        gradients = [p.grad for p in self.model.network.parameters() if p.grad is not None]
+        if self._factor != 1:
+            torch._foreach_mul_(gradients, 1 / self._factor)
+        return torch.nn.utils.get_total_norm(gradients)
 
     def clip(self, norm: float, limit: float | None) -> None:
         """Scale the gradients, whose norm is known, down to a norm of at most ``limit``."""
@@ -98,12 +126,16 @@ class Objective:
             gradients = [p.grad for p in self.model.network.parameters() if p.grad is not None]
             torch._foreach_mul_(gradients, limit / norm)
 
-    def culprits(self, inputs: Inputs) -> list[int]:
-        """Places in the batch of the images whose own loss or gradient is not finite."""
-        found = []
+    def culprits(self, inputs: Inputs) -> dict[int, float]:
+        """Place in this process's part of each image whose own loss or gradient is not finite,
+        and the loss."""
+        found = {}
         for place in range(len(inputs.number)):
-            if not self.gradients(inputs.part(place, 1)).finite:
-                found.append(place)
+            self._clear()
+            loss = self.losses(inputs.part(place, 1)).sum()
+            torch.autograd.backward(loss * self._factor)
+            if not torch.isfinite(loss.detach() + self._unscaled_norm()):
+                found[place] = loss.item()
         self._clear()
         return found
 
@@ -116,6 +148,19 @@ class Objective:
             return contextlib.nullcontext()
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float16
         return torch.autocast(self.model.device.type, dtype=dtype)
+
+
+def _told_to_all(own: Tensor, positions: Tensor, word: int, *, most: int) -> Gradients:
+    """What every process has measured, put together: (n,) losses of n <= most images, a norm."""
+    numbers = torch.cat([own, positions.double(), own.new_tensor([word])])
+    rows = gather_numbers(numbers, most=2 * most + 2)
+    counts = [(len(row) - 2) // 2 for row in rows]
+    losses = torch.cat([row[:n] for row, n in zip(rows, counts, strict=True)])
+    places = torch.cat([row[n + 1 : -1] for row, n in zip(rows, counts, strict=True)])
+    norm = rows[0][counts[0]]
+    finite = bool(torch.isfinite(losses).all() and torch.isfinite(norm))
+    words = tuple(int(row[-1]) for row in rows)
+    return Gradients(losses, places, float(norm), finite, words)
 
 
 @contextlib.contextmanager

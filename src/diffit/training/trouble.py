@@ -3,8 +3,10 @@
 import json
 import math
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 
+from diffit.distributed import gather, is_first
 from diffit.errors import DiffitError
 from diffit.training.inputs import Inputs
 from diffit.training.state import State
@@ -27,10 +29,12 @@ def note_trouble(
 ) -> str | None:
     """Write down the images whose own loss or gradient is not finite; a sentence about them.
 
+    All processes look, each at its part of the batch; the first one writes.
+
     Args:
         state: counts such steps in a row.
         objective: computes the images one by one.
-        inputs: the batch.
+        inputs: this process's part of the batch.
         gradients: what it gave.
         index: number of an image in the run to its number in the data set.
         file: gets a JSON line.
@@ -42,24 +46,28 @@ def note_trouble(
     if _overflow(state, gradients):
         return None
     state.bad += 1
-    places = objective.culprits(inputs)
-    numbers = [int(inputs.number[place]) for place in places]
+    mine = [
+        (int(inputs.number[place]), float(inputs.sigma[place]), repr(loss))
+        for place, loss in objective.culprits(inputs).items()
+    ]
+    found = sorted(chain(*gather(mine)))
     record = {
         "images": state.images,
-        "numbers": numbers,
-        "indices": [index(number) for number in numbers],
-        "sigmas": [float(inputs.sigma[place]) for place in places],
-        "losses": [repr(float(gradients.losses[place])) for place in places],
+        "numbers": [number for number, _, _ in found],
+        "indices": [index(number) for number, _, _ in found],
+        "sigmas": [sigma for _, sigma, _ in found],
+        "losses": [loss for _, _, loss in found],
     }
-    with file.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(record) + "\n")
+    if is_first():
+        with file.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(record) + "\n")
     if state.bad >= patience:
         raise DivergedError(
             f"loss or gradient was not finite in {state.bad} steps in a row, at {state.images} "
             f"images, so the run has ended; {file} lists the images; start again with a lower "
             "train.lr or with train.clip"
         )
-    who = f"images {record['indices']} of the data" if places else "no single image"
+    who = f"images {record['indices']} of the data" if found else "no single image"
     return f"step skipped at {state.images} images: not finite because of {who}; see {file}"
 
 
