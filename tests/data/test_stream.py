@@ -122,7 +122,9 @@ def test_shards_of_unknown_length_are_seen_once_and_resumed_exactly(
             with loader(path, rank=rank, **keywords) as reading:
                 before = numbers(reading, 7)
                 assert before == whole[:28]
-                states = [json.loads(json.dumps({**reading.state, "rank": r})) for r in range(2)]
+                numbers(reading, 3)  # as batches that wait to be trained on
+                state = json.loads(json.dumps(reading.state(56)))
+            states = [{**state, "rank": r} for r in range(2)]
             with loader(path, rank=rank, states=states, start=56, **keywords) as reading:
                 assert numbers(reading, 13) == whole[28:]
 
@@ -137,14 +139,14 @@ def test_on_another_number_of_processes_no_shard_is_repeated(folder: Path, tmp_p
         for rank in range(2):
             with loader(path, rank=rank, world=2, **keywords) as reading:
                 seen += numbers(reading, 6)
-                states.append(reading.state)
+                states.append(reading.state())
         assert {state["walks"][0][0] for state in states} == {0}
         begun = {int(owner[n]) for n in seen}
         with loader(path, states=states, **keywords) as reading:
             rest = []
-            while reading.state["walks"][0][0] == 0:
+            while reading.state()["walks"][0][0] == 0:
                 rest += numbers(reading, 1)
-            again = [reading.state]
+            again = [reading.state()]
             follow_up = numbers(reading, 10)
         with loader(path, states=again, **keywords) as reading:
             assert numbers(reading, 10) == follow_up
@@ -180,7 +182,7 @@ def test_bad_images_are_passed_over_up_to_the_limit(tmp_path: Path, workers: int
         assert "passed over image 2 of 2" in notes[1]
         numbers(reading, 6)
         assert reading.notes() == []
-        states = [reading.state]
+        states = [reading.state()]
     with (
         loader(path, batch=4, max_bad=1, workers=workers) as reading,
         pytest.raises(DataError, match=r"\(1 image passed over already; to pass over more, raise"),

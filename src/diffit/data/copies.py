@@ -37,7 +37,7 @@ class Copies:
         places: of the shards.
         kind: of their files.
         folder: where copies are kept, of this and other sets and processes.
-        limit: bytes of the folder, beyond which the oldest copies go.
+        limit: bytes of the folder, beyond which the copies go that were not used for longest.
         patience: with networks.
         image, label: columns of tables; empty: found by their names.
     """
@@ -60,6 +60,8 @@ class Copies:
         self.patience = patience or Patience()
         self._image, self._label = image, label
         self._names: dict[int, str] = {}
+        self.in_use: Collection[int] = ()
+        """Shards whose copies stay, replaced as a whole by whoever reads them."""
 
     def needed(self, j: int) -> bool:
         """Whether shard ``j`` is read from a copy, and not where it lies."""
@@ -81,11 +83,16 @@ class Copies:
                 if not path.exists():
                     self._clear(path.name)
                     self._fetch(place, path)
+            self._trim({j, *self.in_use})
         with contextlib.suppress(OSError):
             os.utime(path)
         return path
 
-    def trim(self, keep: Collection[int]) -> None:
+    def gone(self, j: int) -> bool:
+        """Whether the copy of a shard has been removed, by this process or another one."""
+        return self.needed(j) and not (self.folder / self._name(j)).exists()
+
+    def _trim(self, keep: Collection[int]) -> None:
         """Remove the copies that were not used for longest, beyond the limit, but not ``keep``."""
         kept = {self._names[j] for j in keep if j in self._names}
         found = []

@@ -22,15 +22,16 @@ class Fetcher:
         self._bring = bring
         self._asked: dict[Hashable, Future[Any]] = {}
         self._queue: SimpleQueue[tuple[Any, Future[Any]] | None] = SimpleQueue()
-        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(threads)]
-        for thread in self._threads:
-            thread.start()
+        self._most, self._threads = threads, 0
 
     def ask(self, key: Hashable) -> "Future[Any]":
         """The future of what was asked for now or before."""
         if key not in self._asked:
             self._asked[key] = Future()
             self._queue.put((key, self._asked[key]))
+            if self._threads < self._most:
+                threading.Thread(target=self._work, daemon=True).start()
+                self._threads += 1
         return self._asked[key]
 
     def forget(self, key: Hashable) -> None:
@@ -43,7 +44,7 @@ class Fetcher:
         """Begin nothing more."""
         for future in self._asked.values():
             future.cancel()
-        for _ in self._threads:
+        for _ in range(self._threads):
             self._queue.put(None)
 
     def _work(self) -> None:

@@ -150,4 +150,6 @@ def is_hidden(name: str) -> bool:
 
 def printable(text: str) -> str:
     """``text`` on one line; control codes and bytes that are no UTF-8 are spelled out."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

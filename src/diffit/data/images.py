@@ -123,7 +123,7 @@ def flatten(image: Image.Image, *, name: str, background: Background = "white") 
     if may_be_transparent(image):
         paint = Image.new("RGBA", image.size, background)
         image = Image.alpha_composite(paint, image.convert("RGBA"))
-    return image.convert(target)
+    return image if image.mode == target else image.convert(target)
 
 
 def is_16_bit(image: Image.Image) -> bool:
@@ -139,8 +139,9 @@ def may_be_transparent(image: Image.Image) -> bool:
 
 def to_array(image: Image.Image, channels: int | None = None) -> np.ndarray:
     """A Pillow image of mode L or RGB as (C, H, W) uint8; grey is repeated, colour becomes luma."""
-    if channels is not None:
-        image = image.convert("L" if channels == 1 else "RGB")
+    target = image.mode if channels is None else "L" if channels == 1 else "RGB"
+    if image.mode != target:
+        image = image.convert(target)
     pixels = np.asarray(image)
     planes = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
     return planes.copy()  # Pillow's memory is read-only

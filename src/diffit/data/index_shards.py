@@ -49,7 +49,6 @@ def index_shards(
         highest = max([highest, *labels])
         named = named or dataset.named_classes(j)
         shards.append(_shard(found.places[j], dataset, j, len(opened), out))
-        dataset.copies.trim({j})
     if highest >= 0 and not named:
         named = tuple(map(str, range(highest + 1)))
     if highest >= len(named):

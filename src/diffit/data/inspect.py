@@ -152,7 +152,6 @@ def _survey_shards(path: str, follow: Follow) -> tuple[Survey, _Collector]:
             if image is not None:
                 labels[opened.label(i)] += 1
                 collector.add(found.images, shown, image)
-        dataset.copies.trim({j})
     _count_labels(found, labels, names)
     return found, collector
 

@@ -5,6 +5,7 @@ among each other. So a process needs the shards of one window at a time, and eve
 an epoch. All of it follows from (seed, epoch): nothing is kept but the number of the image.
 """
 
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
@@ -34,9 +35,9 @@ class _Epoch(NamedTuple):
     """
 
     shards: list[np.ndarray]
-    ends: list[np.ndarray]
+    ends: list[list[int]]
     even: int
-    rests: np.ndarray
+    rests: list[int]
 
 
 class Order:
@@ -72,8 +73,8 @@ class Order:
         epoch = self._epoch(number)
         lane, place = self._lane(epoch, place)
         ends = epoch.ends[lane]
-        first = int(np.searchsorted(ends, place, side="right")) // self._window * self._window
-        before = int(ends[first - 1]) if first else 0
+        first = bisect_right(ends, place) // self._window * self._window
+        before = ends[first - 1] if first else 0
         return int(self._shuffled(number, lane, first)[place - before])
 
     def _lane(self, epoch: _Epoch, place: int) -> tuple[int, int]:
@@ -81,17 +82,17 @@ class Order:
         if place < epoch.even * self._lanes:
             return place % self._lanes, place // self._lanes
         place -= epoch.even * self._lanes
-        lane = int(np.searchsorted(epoch.rests, place, side="right"))
-        return lane, epoch.even + place - (int(epoch.rests[lane - 1]) if lane else 0)
+        lane = bisect_right(epoch.rests, place)
+        return lane, epoch.even + place - (epoch.rests[lane - 1] if lane else 0)
 
     def _epoch(self, number: int) -> _Epoch:
         def make() -> _Epoch:
             order = shuffled_shards(self._seed, number, len(self._counts))
             shards = [order[lane :: self._lanes] for lane in range(self._lanes)]
-            ends = [np.cumsum(self._counts[part]) for part in shards]
+            ends = [np.cumsum(self._counts[part]).tolist() for part in shards]
             sizes = np.array([part[-1] for part in ends])
             even = int(sizes.min())
-            return _Epoch(shards, ends, even, np.cumsum(sizes - even))
+            return _Epoch(shards, ends, even, np.cumsum(sizes - even).tolist())
 
         return _remembered(self._epochs, number, make, KEPT_EPOCHS)
 

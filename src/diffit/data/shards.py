@@ -1,5 +1,6 @@
 """Sets of shards: tar, parquet or Arrow files with some thousand images each, here or far away."""
 
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -72,7 +73,7 @@ class ShardSet:
         )
         self._open: OrderedDict[int, TarShard | ArrowShard] = OrderedDict()
         self.counts = self._count()
-        self._ends = np.cumsum([] if self.counts is None else self.counts)
+        self._ends: list[int] = [] if self.counts is None else np.cumsum(self.counts).tolist()
         if self.counts is not None and self._ends[-1] == 0:
             raise DataError(f"{path} holds no images; name shards that do")
         self.classes = self._find_classes() if labels else ()
@@ -89,10 +90,19 @@ class ShardSet:
                 f"{self.path} has no {INDEX} that tells how many images it holds; make one with "
                 "`diffit data index`"
             )
-        return int(self._ends[-1])
+        return self._ends[-1]
 
     def __getitem__(self, i: int | tuple[int, int]) -> Example:
         shard, place = self.locate(i)
+        try:
+            return self._read(shard, place)
+        except DataError:
+            if not self.copies.gone(shard):
+                raise
+            self._open.pop(shard, None)
+            return self._read(shard, place)
+
+    def _read(self, shard: int, place: int) -> Example:
         opened = self.open(shard)
         shown, label = opened.shown(place), self._label(opened, place)
         image = decode(opened.read(place), name=shown, background=self._background)
@@ -119,8 +129,8 @@ class ShardSet:
             return i
         if not 0 <= i < len(self):
             raise IndexError(f"example {i} of {len(self)}")
-        shard = int(np.searchsorted(self._ends, i, side="right"))
-        return shard, i - (int(self._ends[shard - 1]) if shard else 0)
+        shard = bisect_right(self._ends, i)
+        return shard, i - (self._ends[shard - 1] if shard else 0)
 
     def open(self, shard: int) -> TarShard | ArrowShard:
         """A shard, fetched if need be; DataError if it cannot be had."""

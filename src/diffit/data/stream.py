@@ -8,6 +8,7 @@ process walks through shards of its own, and `state` says how far it has come.
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from itertools import islice
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -27,6 +28,8 @@ from diffit.errors import DataError
 
 TRANSFERS = 4
 """Shards that a process fetches at a time."""
+HISTORY = 64
+"""Batches whose positions are remembered."""
 LOOK_AHEAD = 1 << 16
 """Images ahead of which their shards are fetched, at most."""
 
@@ -37,6 +40,8 @@ class Place(NamedTuple):
     number: int
     source: int
     key: int | tuple[int, int]
+    shard: int | None
+    """Which shard of the source holds it; None where that has none."""
     after: Position | None
     """Where the walk of the source stands behind it; None where there is none."""
 
@@ -81,7 +86,7 @@ class StreamLoader:
         self._batch, self._seed, self._flip = batch, seed, flip
         self._rank, self._world = rank, world
         self._config = config
-        self._first = start
+        self._seen = start
         self._numbers = self._own_numbers(start)
         self._blend = Blend(self._mixture.weights, seed=seed)
         self._fetcher = Fetcher(self._bring, threads=TRANSFERS)
@@ -91,6 +96,7 @@ class StreamLoader:
         self._after: list[Position | None] = [
             order.at if isinstance(order, Walk) else None for order in self._orders
         ]
+        self._history = deque([(start, tuple(self._after))], maxlen=HISTORY)
         self._places: deque[Place] = deque()
         self._needed: Counter[tuple[int, int]] = Counter()
         self._workers = Workers(self._mixture, workers) if workers else None
@@ -109,16 +115,23 @@ class StreamLoader:
         for place in places:
             if place.after is not None:
                 self._after[place.source] = place.after
+        self._seen += self._batch
+        self._history.append((self._seen, tuple(self._after)))
         self._release(places)
         return batch
 
-    @property
-    def state(self) -> dict[str, Any]:
-        """Where this process stands behind the last batch that it gave out; for JSON."""
+    def state(self, seen: int | None = None) -> dict[str, Any]:
+        """Where this process stands; for JSON.
+
+        Args:
+            seen: images that the run has seen, where batches that it has not trained on yet were
+                asked for already; at most `HISTORY` of them. None: behind the last batch.
+        """
+        walks = next((after for n, after in self._history if n == seen), tuple(self._after))
         return {
             "rank": self._rank,
             "world": self._world,
-            "walks": [None if after is None else list(after) for after in self._after],
+            "walks": [None if after is None else list(after) for after in walks],
             "skips": [list(skip) for skip in self._skips],
             **self._faults.state,
         }
@@ -194,7 +207,7 @@ class StreamLoader:
     def _at_hand(self) -> bool:
         """Whether the next batch can be begun without waiting for a transfer."""
         self._look_ahead(self._share())
-        coming = [self._places[k] for k in range(min(self._share(), len(self._places)))]
+        coming = list(islice(self._places, self._share()))
         return len(coming) == self._share() and all(
             future.done() for place in coming if (future := self._transfer(place)) is not None
         )
@@ -228,17 +241,16 @@ class StreamLoader:
             if not order.entered():
                 for shard in order.coming():
                     self._ask(source, shard)
-            place = Place(number, source, next(order), order.at)
+            key: int | tuple[int, int] = next(order)
+            after = order.at
         else:
-            place = Place(number, source, order(m), None)
-        self._places.append(place)
-        if (of := self._shard(place)) is not None:
+            key, after = order(m), None
+        data = self._mixture.sources[source]
+        of = data.locate(key)[0] if isinstance(data, ShardSet) else None
+        self._places.append(Place(number, source, key, of, after))
+        if of is not None:
             self._needed[source, of] += 1
             self._ask(source, of)
-
-    def _shard(self, place: Place) -> int | None:
-        data = self._mixture.sources[place.source]
-        return data.locate(place.key)[0] if isinstance(data, ShardSet) else None
 
     def _ask(self, source: int, shard: int) -> "Future[Any] | None":
         data = self._mixture.sources[source]
@@ -247,15 +259,14 @@ class StreamLoader:
         return self._fetcher.ask((source, shard))
 
     def _transfer(self, place: Place) -> "Future[Any] | None":
-        shard = self._shard(place)
-        return None if shard is None else self._ask(place.source, shard)
+        return None if place.shard is None else self._ask(place.source, place.shard)
 
     def _bring(self, key: tuple[int, int]) -> None:
         """In a thread: have a shard fetched."""
         source, shard = key
         data = self._mixture.sources[source]
-        assert isinstance(data, ShardSet)
-        data.copies.bring(shard)
+        if isinstance(data, ShardSet):
+            data.copies.bring(shard)
 
     def _wait(self, places: Sequence[Place]) -> bool:
         """Wait for the shards of a batch; whether all of them have come."""
@@ -349,14 +360,15 @@ class StreamLoader:
         """Let go of the shards of a batch that nothing looked at needs."""
         gone = set()
         for place in places:
-            if (shard := self._shard(place)) is not None:
-                self._needed[place.source, shard] -= 1
-                if not self._needed[place.source, shard]:
-                    del self._needed[place.source, shard]
-                    gone.add((place.source, shard))
-        for source, shard in gone:
+            if place.shard is not None:
+                key = (place.source, place.shard)
+                self._needed[key] -= 1
+                if not self._needed[key]:
+                    del self._needed[key]
+                    gone.add(key)
+        for key in gone:
+            self._fetcher.forget(key)
+        for source in {source for source, _ in gone}:
             data = self._mixture.sources[source]
-            assert isinstance(data, ShardSet)
-            if data.copies.needed(shard):
-                self._fetcher.forget((source, shard))
-                data.copies.trim({j for k, j in self._needed if k == source})
+            if isinstance(data, ShardSet):
+                data.copies.in_use = frozenset(j for k, j in self._needed if k == source)

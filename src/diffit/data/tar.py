@@ -52,6 +52,7 @@ class TarShard:
         self.name = name or str(path)
         self.passed_over = 0
         self._path = path
+        self._file: IO[bytes] | None = None
         rows: list[tuple[int, int, int]] = []
         self._names: list[str] = []
         try:
@@ -81,9 +82,9 @@ class TarShard:
         offset, size, _ = self._table[i].tolist()
         check_size(size, self.shown(i))
         try:
-            with self._path.open("rb") as file:
-                file.seek(offset)
-                data = file.read(size)
+            self._file = self._file or self._path.open("rb", buffering=0)
+            # At a place of its own: other threads and forked processes may read from the same file.
+            data = os.pread(self._file.fileno(), size, offset)
         except OSError as error:
             raise DataError(f"{self.shown(i)} cannot be read: {error.strerror}") from None
         if len(data) < size:
