@@ -20,6 +20,7 @@ VERBS = {
     "evaluate": "measure images against a reference: FID, KID, precision, recall, ...",
     "data": "look at a data set, pack or encode it: `data inspect`, `data pack`, `data encode`",
     "convert": "published weights to a model, or a model to other layouts, with a certificate",
+    "export": "a model for programs without this library: ONNX or torch.export",
     "quantize": "give a model fewer bits a weight, and measure what that changes",
     "report": "explain the gap between two measurements: `report compare`",
     "bench": "compare the networks on the same images: `bench networks`",
