@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from diffit.data.loader import Loader
 from diffit.errors import ConfigError, DiffitError, UsageError
 from diffit.model import build_model
 from diffit.sealed import read_state
-from diffit.training import loop, trouble
+from diffit.training import loop, room, trouble
 from diffit.training.folder import locked
 from diffit.training.journal import read_metrics
 from diffit.training.loop import train
@@ -372,7 +373,7 @@ def small_disk(tmp_path):
 def test_a_disk_that_is_really_full_keeps_its_checkpoints(straight, small_disk):
     run = small_disk / "run"
     ema = {"constant": [0.9]}
-    with pytest.raises(UsageError, match="No space left on device"):
+    with pytest.raises(UsageError, match=r"No space left on device|a checkpoint takes 0.. MB"):
         go(tiny_run(images=4096, checkpoint_every=32, keep_last=99, ema=ema), run)
     kept = newest(run)
     assert kept.damaged == {}
@@ -380,6 +381,26 @@ def test_a_disk_that_is_really_full_keeps_its_checkpoints(straight, small_disk):
     shutil.rmtree(checkpoint_folder(run, 32))
     go(tiny_run(images=160, keep_last=1, ema=ema), run, resume=True)
     assert sums(run, 160)["model.safetensors"] == sums(straight, 160)["model.safetensors"]
+
+
+def test_a_checkpoint_that_will_not_fit_is_not_begun(straight, monkeypatch, tmp_path):
+    run = tmp_path / "run"
+    go(tiny_run(images=64), run)
+    monkeypatch.setattr(room.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    said = "a checkpoint takes .* MB, and 0.0 MB are free; make room and continue with"
+    with pytest.raises(UsageError, match=said):
+        go(tiny_run(images=160), run, resume=True)
+    monkeypatch.undo()
+    go(tiny_run(images=160), run, resume=True)
+    assert sums(run, 160) == sums(straight, 160)
+
+
+def test_checkpoints_are_copied_elsewhere(straight, tmp_path):
+    copy = tmp_path / "copy"
+    go(tiny_run(images=160, upload=f"file://{copy}"), tmp_path / "run")
+    assert [int(folder.name) for folder in checkpoints(copy)] == [64, 128, 160]
+    assert sums(copy, 160) == sums(straight, 160)
+    assert load(copy).provenance["images"] == 160
 
 
 # What the configuration contradicts
@@ -396,6 +417,7 @@ def test_a_disk_that_is_really_full_keeps_its_checkpoints(straight, small_disk):
         ({"data": {"size": 16}}, "the images are 16 x 16 .* takes 8 x 8"),
         ({"data": {"labels": False}}, "has 0 classes"),
         ({"coarse_weights": [0.5]}, "has 1 numbers, but the network predicts at 0 coarser"),
+        ({"upload": "nowhere://x"}, r"train\.upload nowhere://x cannot be opened"),
         ({"wandb": "project"}, r"needs Weights & Biases; .*diffit-torch\[wandb\]"),
     ],
 )

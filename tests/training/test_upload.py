@@ -3,7 +3,7 @@
 import fsspec
 import pytest
 
-from diffit.errors import UsageError
+from diffit.errors import ConfigError
 from diffit.training import upload
 from diffit.training.upload import Uploads, open_target
 
@@ -75,5 +75,5 @@ def broken(*_):
 
 @pytest.mark.parametrize("target", ["nowhere://x", "file:///dev/null/x"])
 def test_a_target_that_cannot_be_opened_is_refused(target):
-    with pytest.raises(UsageError, match=r"train\.upload .* cannot be opened"):
+    with pytest.raises(ConfigError, match=r"train\.upload .* cannot be opened"):
         open_target(target)

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from diffit.checkpoint import recommended
+from diffit.checkpoint import checkpoint_folder, recommended
 from diffit.data import Dataset, LatentSet
 from diffit.data.loader import Loader
 from diffit.distributed import (
@@ -50,6 +50,7 @@ from diffit.training.settings import RunConfig, TrainConfig
 from diffit.training.state import State, save_averages, save_state
 from diffit.training.step import Objective, arithmetic
 from diffit.training.trouble import note_trouble
+from diffit.training.upload import Uploads, open_target
 from diffit.training.writers import open_writers, refuse_missing
 
 __all__ = ["OnSnapshot", "Outcome", "RunConfig", "Snapshot", "TrainConfig", "train"]
@@ -136,7 +137,10 @@ def train(
         journal = stack.enter_context(open_journal(config, out, state, quiet=quiet))
         for note in [*notes, *([teacher.described] if teacher else [])]:
             journal.say(note)
-        run = Run(config, out, dataset, state, journal, interrupts, on_snapshot, teacher)
+        uploads = None
+        if config.train.upload and is_first():
+            uploads = stack.enter_context(closing(Uploads(config.train.upload, journal.say)))
+        run = Run(config, out, dataset, state, journal, interrupts, on_snapshot, teacher, uploads)
         journal.say(opening(run))
         return take_steps(run, stack.enter_context(open_inputs(run)))
 
@@ -148,6 +152,8 @@ def _prepare(
     if is_first():
         (refuse_no_run if resume else refuse_taken)(out)
     refuse_missing(config.train.wandb)
+    if config.train.upload and is_first():
+        open_target(config.train.upload)
     if config.train.batch < world():
         raise ConfigError(
             f"train.batch {config.train.batch} is fewer images than {world()} processes; "
@@ -180,6 +186,7 @@ class Run:
     interrupts: Interrupts
     on_snapshot: OnSnapshot | None
     teacher: Teacher | None
+    uploads: Uploads | None = None
 
 
 @contextmanager
@@ -318,6 +325,8 @@ def keep(run: Run) -> None:
     """Write a checkpoint, after the metrics that lead up to it."""
     run.journal.flush()
     save_state(run.state, run.folder, run.config)
+    if run.uploads is not None:
+        run.uploads.send(checkpoint_folder(run.folder, run.state.images))
 
 
 def picture(run: Run) -> None:

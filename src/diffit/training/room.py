@@ -9,7 +9,7 @@ from torch import Tensor
 
 from diffit.errors import CheckpointError
 
-BESIDE = 1 << 20
+BESIDE = 1 << 16
 """Bytes of settings, notes and names of tensors."""
 
 
@@ -28,6 +28,6 @@ def refuse_little_room(run: Path, sets: Mapping[str, Mapping[str, Tensor]]) -> N
     if free < needed:
         cause = OSError(
             errno.ENOSPC,
-            f"a checkpoint takes {needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free",
+            f"a checkpoint takes {needed / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free",
         )
         raise CheckpointError(f"{run} has no room: {cause.strerror}") from cause

@@ -82,6 +82,9 @@ class TrainConfig(Settings):
     """How many of the newest checkpoints stay."""
     keep_every: int = Field(default=0, ge=0)
     """Checkpoints at multiples of this many images stay for ever; 0 keeps none."""
+    upload: str = ""
+    """Folder elsewhere, such as s3://bucket/run, that each checkpoint is copied to in the
+    background, by fsspec; what is removed here stays there."""
     snapshot_every: int = Field(default=1_000_000, ge=0)
     """Images between two pictures of samples and of the curve; 0 draws them at the end alone."""
     snapshot_images: int = Field(default=64, gt=0, le=10_000)
@@ -131,6 +134,7 @@ CHANGEABLE = frozenset(
         "train.images", "train.minutes", "train.micro_batch", "train.max_bad_steps",
         "train.compile", "train.activation_checkpointing", "train.threads",
         "train.log_every", "train.checkpoint_every", "train.keep_last", "train.keep_every",
+        "train.upload",
         "train.snapshot_every", "train.snapshot_images", "train.tensorboard", "train.wandb",
         "data.workers", "data.memory", "train.ema.default", "sampling",
     }

@@ -24,6 +24,7 @@ from diffit.training.optim import (
     load_optimizer_tensors,
     optimizer_tensors,
 )
+from diffit.training.room import refuse_little_room
 from diffit.training.settings import RunConfig
 
 FIRST_SCALE = 2.0**16
@@ -97,8 +98,9 @@ def save_state(state: State, run: Path, config: RunConfig) -> None:
         "scale": state.scale and {"factor": state.scale.factor, "good": state.scale.good},
         "meter": state.meter.state,
     }
-    folder = checkpoint_folder(run, state.images)
-    save_model(folder, config, state.tensors, content)
+    folder, tensors = checkpoint_folder(run, state.images), state.tensors
+    refuse_little_room(run, tensors)
+    save_model(folder, config, tensors, content)
     prune(run, keep_last=train.keep_last, keep_every=train.keep_every)
 
 

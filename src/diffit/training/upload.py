@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from diffit.errors import UsageError
+from diffit.errors import ConfigError
 from diffit.sealed import STATE
 
 TRIES = 5
@@ -29,7 +29,7 @@ class Uploads:
         say: told, between two steps, what went wrong.
 
     Raises:
-        UsageError: if the target cannot be opened.
+        ConfigError: if the target cannot be opened.
     """
 
     def __init__(self, target: str, say: Say) -> None:
@@ -91,7 +91,7 @@ def open_target(target: str) -> tuple[Any, str]:
         system, path = fsspec.core.url_to_fs(target)
         system.makedirs(path, exist_ok=True)
     except (ImportError, ValueError, OSError) as error:
-        raise UsageError(f"train.upload {target} cannot be opened: {_words(error)}") from None
+        raise ConfigError(f"train.upload {target} cannot be opened: {_words(error)}") from None
     return system, path.rstrip("/")
 
 
