@@ -1,12 +1,17 @@
 """Blur kernels: (height, width) float64 tensors with odd sides that sum to 1."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from diffit.data.images import read_file, read_image
 from diffit.errors import UsageError
+
+MAX_SIDE = 1023
+"""Larger kernels are refused."""
 
 
 def gaussian(size: int, sigma: float) -> Tensor:
@@ -74,6 +79,33 @@ def check_kernel(kernel: Tensor) -> Tensor:
     if (total.abs() < 1e-6 * kernel.double().abs().sum((-2, -1)).clamp(min=1e-12)).any():
         raise UsageError("the blur kernel sums to zero, so that it would erase the image")
     return kernel.double()
+
+
+def read_kernel(path: Path) -> Tensor:
+    """A kernel from an image file, or from a `.npy` file of numbers; it is made to sum to 1."""
+    numbers = path.suffix.lower() == ".npy"
+    array = _read_npy(path) if numbers else read_image(path, channels=1)[0]
+    if array.ndim != 2 or max(array.shape) > MAX_SIDE:
+        raise UsageError(
+            f"{path} has shape {array.shape}; a blur kernel has a height and a width of at most "
+            f"{MAX_SIDE}"
+        )
+    try:
+        return _normalised(check_kernel(torch.from_numpy(array.astype(np.float64))))
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
+
+
+def _read_npy(path: Path) -> np.ndarray:
+    read_file(path)  # says why it cannot be read
+    try:
+        # A map of the file: nothing is allocated, and no pickled object is read.
+        array: np.ndarray = np.lib.format.open_memmap(path, mode="r")
+        if array.dtype.kind not in "fiu":
+            raise TypeError(array.dtype)
+    except (ValueError, TypeError, OSError):
+        raise UsageError(f"{path} is no array of numbers; save one with numpy.save") from None
+    return array
 
 
 def _places(size: int) -> Tensor:

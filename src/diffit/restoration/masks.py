@@ -1,8 +1,13 @@
 """Masks for inpainting: (H, W) float64 tensors, 1 where a pixel is known, 0 where it is not."""
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch import Tensor
+
+from diffit.data.images import read_image
+from diffit.errors import UsageError
 
 
 def box(height: int, width: int, generator: np.random.Generator, *, part: float = 0.5) -> Tensor:
@@ -83,3 +88,35 @@ def distance_to_line(
 
 def _known(height: int, width: int) -> Tensor:
     return torch.ones(height, width, dtype=torch.float64)
+
+
+def frequency_lines(
+    width: int, generator: np.random.Generator, *, acceleration: int, centre: float = 0.08
+) -> Tensor:
+    """(width,) in the order of the FFT: 1 in ``acceleration`` columns of frequencies is measured.
+
+    The lowest ones, ``centre`` of all, always are; the others are drawn, as fastMRI does
+    (arXiv:1811.08839).
+    """
+    lowest = torch.fft.fftfreq(width).abs().argsort(stable=True).numpy()
+    count = max(width // acceleration, 1)
+    middle = min(max(round(width * centre), 1), count)
+    others = generator.permutation(lowest[middle:])[: count - middle]
+    lines = torch.zeros(width, dtype=torch.float64)
+    lines[torch.from_numpy(np.concatenate([lowest[:middle], others]))] = 1
+    return lines
+
+
+def read_mask(path: Path, height: int, width: int) -> Tensor:
+    """The mask in an image file: white is known, black is not; UsageError if it does not fit."""
+    levels = torch.from_numpy(read_image(path, channels=1)[0])
+    if tuple(levels.shape) != (height, width):
+        raise UsageError(
+            f"the mask {path} is {levels.shape[0]} x {levels.shape[1]} pixels and the image "
+            f"{height} x {width}; give a mask of the size of the image"
+        )
+    known = (levels >= 128).double()
+    if known.min() == known.max():
+        state = "white: nothing is missing" if known.min() == 1 else "black: nothing is known"
+        raise UsageError(f"the mask {path} is all {state}; paint black what is to be filled in")
+    return known
