@@ -10,13 +10,14 @@ class PhaseRetrieval:
 
     Args:
         shape: (C, H, W).
-        padding: zeros on each side, as a part of it; 1/4 doubles neither but makes 1.5 of each.
+        padding: zeros added at each end of a side, as a part of it.
     """
 
     def __init__(self, shape: tuple[int, ...], padding: float = 0.25) -> None:
         self.shape = tuple(shape)
         self._rows, self._columns = int(shape[1] * padding), int(shape[2] * padding)
-        self.measured = (shape[0], shape[1] + 2 * self._rows, shape[2] + 2 * self._columns)
+        height, width = shape[1] + 2 * self._rows, shape[2] + 2 * self._columns
+        self.measured: tuple[int, ...] = (shape[0], height, width)
 
     def __call__(self, x: Tensor) -> Tensor:
         padded = F.pad(x, (self._columns, self._columns, self._rows, self._rows))
