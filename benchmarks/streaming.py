@@ -37,7 +37,7 @@ from diffit.data.stream import StreamLoader
 from diffit.data.stream_config import StreamConfig
 
 BATCH = 250
-PER_SHARD = 500
+PER_SHARD = 100
 DROPPED = 50
 """Every so many-th answer breaks off."""
 CACHE_MIB = 64

@@ -24,7 +24,7 @@ from diffit.data.image_set import ImageSet
 from diffit.data.images import Background
 from diffit.data.latents import LatentSet
 from diffit.data.layouts import holds_mean_std, layout_of, open_latents, recognise
-from diffit.data.mix import Mixture
+from diffit.data.mix import Mixture, at_hand
 from diffit.data.shard_paths import names_shards
 from diffit.data.shards import ShardSet, open_shards
 from diffit.data.stream_config import StreamConfig
@@ -41,6 +41,7 @@ __all__ = [
     "Part",
     "ShardSet",
     "StreamConfig",
+    "at_hand",
     "is_npz",
     "open_data",
     "open_dataset",

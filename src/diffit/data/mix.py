@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 
@@ -64,6 +65,15 @@ class Mixture:
                 return number, i
             i -= len(source)
         raise IndexError(i)
+
+
+def at_hand(dataset: Dataset) -> Sequence[Any]:
+    """Keys of examples that can be read without fetching more than one shard."""
+    if isinstance(dataset, Mixture):
+        return [(0, key) for key in at_hand(dataset.sources[0])]
+    if isinstance(dataset, ShardSet) and dataset.copies.needed(0):
+        return [(0, place) for place in range(len(dataset.open(0)))]
+    return range(len(dataset))
 
 
 def quotas(weights: Sequence[float]) -> np.ndarray:

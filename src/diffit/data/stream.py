@@ -127,7 +127,7 @@ class StreamLoader:
             seen: images that the run has seen, where batches that it has not trained on yet were
                 asked for already; at most `HISTORY` of them. None: behind the last batch.
         """
-        walks = next((after for n, after in self._history if n == seen), tuple(self._after))
+        walks = next((after for n, after in tuple(self._history) if n == seen), tuple(self._after))
         return {
             "rank": self._rank,
             "world": self._world,

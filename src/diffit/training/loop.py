@@ -15,8 +15,9 @@ from typing import Literal, NamedTuple
 import torch
 
 from diffit.checkpoint import checkpoint_folder, recommended
-from diffit.data import Dataset, LatentSet
+from diffit.data import Dataset
 from diffit.data.loader import Loader
+from diffit.data.stream import StreamLoader
 from diffit.distributed import (
     agreed,
     barrier,
@@ -25,12 +26,12 @@ from diffit.distributed import (
     join,
     noticing_losses,
     own_device,
-    rank,
     world,
 )
 from diffit.errors import CheckpointError, ConfigError, DiffitError
 from diffit.model import Model, build_model
 from diffit.networks.count import count_parameters
+from diffit.training.batches import described, index_of, open_loader, passed_over, positions
 from diffit.training.console import ConsoleLine
 from diffit.training.distill import Teacher, open_teacher
 from diffit.training.folder import (
@@ -140,7 +141,11 @@ def train(
         uploads = None
         if config.train.upload and is_first():
             uploads = stack.enter_context(closing(Uploads(config.train.upload, journal.say)))
-        run = Run(config, out, dataset, state, journal, interrupts, on_snapshot, teacher, uploads)
+        loader = open_loader(config, dataset, start=state.images, streams=state.streams)
+        stack.callback(loader.close)
+        run = Run(
+            config, out, dataset, loader, state, journal, interrupts, on_snapshot, teacher, uploads
+        )
         journal.say(opening(run))
         return take_steps(run, stack.enter_context(open_inputs(run)))
 
@@ -181,6 +186,7 @@ class Run:
     config: RunConfig
     folder: Path
     dataset: Dataset
+    loader: Loader | StreamLoader
     state: State
     journal: Journal
     interrupts: Interrupts
@@ -193,31 +199,29 @@ class Run:
 def open_inputs(run: Run) -> Iterator[Iterator[Inputs]]:
     """What the steps of a run see, from the image on at which it stands."""
     state, config = run.state, run.config
-    with open_loader(config, run.dataset, start=state.images) as loader:
-        inputs = (
-            draw_inputs(
-                batch,
-                state.model,
-                seed=config.train.seed,
-                label_dropout=config.train.label_dropout,
-                augmentation=config.data.augment,
-            )
-            for batch in loader
+    inputs = (
+        draw_inputs(
+            batch,
+            state.model,
+            seed=config.train.seed,
+            label_dropout=config.train.label_dropout,
+            augmentation=config.data.augment,
         )
-        if state.model.device.type == "cpu":
-            yield inputs
-            return
-        with closing(Ahead(inputs)) as ahead:
-            yield ahead
+        for batch in run.loader
+    )
+    if state.model.device.type == "cpu":
+        yield inputs
+        return
+    with closing(Ahead(inputs)) as ahead:
+        yield ahead
 
 
 def opening(run: Run) -> str:
     """What is trained: the first line of metrics may take a while."""
-    network, data = run.state.model.network, run.config.data.path
-    kind = "latents" if isinstance(run.dataset, LatentSet) else "images"
+    network = run.state.model.network
     return (
         f"{run.config.model.network.name} of {count_parameters(network):,} parameters, "
-        f"{data} of {len(run.dataset):,} {kind}, {run.state.model.device}; "
+        f"{described(run.config, run.dataset)}, {run.state.model.device}; "
         f"a line every {run.config.train.log_every:,} images"
     )
 
@@ -238,6 +242,8 @@ def take_steps(run: Run, inputs: Iterator[Inputs]) -> Outcome:
         over = reason in ("done", "time")
         if over or _passed(train.log_every, before, state.images):
             run.journal.write(state.images, state.seconds, {**state.meter.read(), "lr": rate})
+            for note in passed_over(run.loader):
+                run.journal.say(note)
         if train.ema.power and _passed(power_every, before, state.images):
             save_averages(state, run.folder, run.config)
         if reason or _passed(train.checkpoint_every, before, state.images):
@@ -285,7 +291,7 @@ def take_step(run: Run, objective: Objective, inputs: Inputs) -> tuple[float, Se
             objective,
             inputs,
             gradients,
-            index=index_of(run),
+            index=index_of(run.config, run.dataset),
             file=run.folder / "nonfinite.jsonl",
             patience=train.max_bad_steps,
         )
@@ -324,6 +330,7 @@ def why_stop(run: Run, words: Sequence[int]) -> Reason | None:
 def keep(run: Run) -> None:
     """Write a checkpoint, after the metrics that lead up to it."""
     run.journal.flush()
+    run.state.streams = positions(run.loader, run.state.images)
     save_state(run.state, run.folder, run.config)
     if run.uploads is not None:
         run.uploads.send(checkpoint_folder(run.folder, run.state.images))
@@ -366,27 +373,6 @@ def open_journal(config: RunConfig, out: Path, state: State, *, quiet: bool) -> 
             out, start=state.images, tensorboard=train.tensorboard, wandb=train.wandb
         ),
     )
-
-
-def open_loader(config: RunConfig, dataset: Dataset, *, start: int) -> Loader:
-    """Batches of a run from its image number ``start`` on."""
-    return Loader(
-        dataset,
-        batch=config.train.batch,
-        seed=config.train.seed,
-        start=start,
-        flip=config.data.flip,
-        workers=config.data.workers,
-        memory=config.data.memory << 20,
-        rank=rank(),
-        world=world(),
-    )
-
-
-def index_of(run: Run) -> Callable[[int], int]:
-    """Number of an image in the run -> its number in the data set."""
-    # A loader of its own: the other one may be at work in another thread.
-    return Loader(run.dataset, batch=1, seed=run.config.train.seed, memory=0).index
 
 
 def _passed(every: int, before: int, after: int) -> bool:

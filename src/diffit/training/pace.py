@@ -11,8 +11,8 @@ from contextlib import ExitStack
 import torch
 
 from diffit.data import Dataset
+from diffit.training.batches import open_loader
 from diffit.training.inputs import draw_inputs
-from diffit.training.loop import open_loader
 from diffit.training.prepare import build_objective
 from diffit.training.settings import RunConfig
 from diffit.training.state import fresh_state

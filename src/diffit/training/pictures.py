@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from diffit.codecs import Autoencoder
-from diffit.data import Dataset
+from diffit.data import Dataset, at_hand
 from diffit.data.images import grid, write_png
 from diffit.generation import generate
 from diffit.model import Model
@@ -45,12 +45,13 @@ def draw_pictures(snapshot: Snapshot) -> None:
 
 def real_images(dataset: Dataset, count: int, labels: Sequence[int] | None) -> torch.Tensor:
     """(N, ...) examples of a set, with the given labels as far as a short search finds them."""
-    order = np.random.default_rng(0).permutation(len(dataset))[: 20 * count]
+    near = at_hand(dataset)
+    order = np.random.default_rng(0).permutation(len(near))[: 20 * count]
     wanted = list(labels or [0] * count)
     found: list[np.ndarray | None] = [None] * count
     spare: list[np.ndarray] = []
     for i in order:
-        image, label = dataset[int(i)]
+        image, label = dataset[near[i]]
         place = _first_free(found, wanted, label if labels else 0)
         if place is None:
             spare.append(image)

@@ -40,9 +40,9 @@ MAX_TAU = 16.0
 def open_training_data(config: RunConfig) -> Dataset:
     """The images of a run, cropped and resized to what its network takes, or its latents."""
     data, network = config.data, config.model.network
-    if not data.path:
+    if not data.path and not data.mix:
         raise ConfigError("data.path is empty; name your images: --data.path FOLDER_OR_ZIP")
-    if layout_of(data.path):
+    if data.path and layout_of(data.path):
         return open_training_latents(config)
     codec = config.model.codec
     if isinstance(codec, PixelsConfig):

@@ -136,7 +136,9 @@ CHANGEABLE = frozenset(
         "train.log_every", "train.checkpoint_every", "train.keep_last", "train.keep_every",
         "train.upload",
         "train.snapshot_every", "train.snapshot_images", "train.tensorboard", "train.wandb",
-        "data.workers", "data.memory", "train.ema.default", "sampling",
+        "data.workers", "data.memory", "data.stream.cache", "data.stream.cache_gib",
+        "data.stream.retries", "data.stream.timeout", "data.stream.max_bad",
+        "data.stream.max_bad_shards", "train.ema.default", "sampling",
     }
 )  # fmt: skip
 """What may differ when a run is resumed: nothing that the trained weights depend on but length."""

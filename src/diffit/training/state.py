@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ class State:
         images: seen so far.
         seconds: spent in training so far.
         bad: steps in a row whose loss or gradient was not finite.
+        streams: where each process stands in its shards.
     """
 
     model: Model
@@ -54,6 +55,7 @@ class State:
     images: int = 0
     seconds: float = 0.0
     bad: int = 0
+    streams: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def tensors(self) -> dict[str, Mapping[str, Tensor]]:
@@ -97,6 +99,7 @@ def save_state(state: State, run: Path, config: RunConfig) -> None:
         "bad": state.bad,
         "scale": state.scale and {"factor": state.scale.factor, "good": state.scale.good},
         "meter": state.meter.state,
+        "streams": state.streams,
     }
     folder, tensors = checkpoint_folder(run, state.images), state.tensors
     refuse_little_room(run, tensors)
@@ -157,6 +160,7 @@ def _restore(state: State, folder: Path) -> None:
         state.averages.load(name, read_tensors(folder, name))
     state.images, state.seconds = content["images"], content["seconds"]
     state.bad, state.meter = content["bad"], Meter(content["meter"])
+    state.streams = content.get("streams", [])
     if state.scale:
         state.scale.factor = content["scale"]["factor"]
         state.scale.good = content["scale"]["good"]

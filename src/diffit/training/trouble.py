@@ -23,7 +23,7 @@ def note_trouble(
     inputs: Inputs,
     gradients: Gradients,
     *,
-    index: Callable[[int], int],
+    index: Callable[[int], int | None],
     file: Path,
     patience: int,
 ) -> str | None:
@@ -36,7 +36,7 @@ def note_trouble(
         objective: computes the images one by one.
         inputs: this process's part of the batch.
         gradients: what it gave.
-        index: number of an image in the run to its number in the data set.
+        index: number of an image in the run to its number in the data set, if that is known.
         file: gets a JSON line.
         patience: so many such steps in a row raise `DivergedError`.
 
