@@ -131,6 +131,36 @@ def test_wrong_inputs_are_refused(name):
 
 
 @each
+def test_a_condition_image_acts_and_adds_weights_to_the_first_layers_alone(name):
+    config, plain = small(name, condition_channels=2), small(name)
+    network, (x, time, label) = randomised(config), inputs(config)
+    image = torch.randn(3, 2, *config.shape[1:])
+    out = network(x, time, label, image)
+    assert out.shape == x.shape
+    assert not torch.allclose(network(x, time, label, image.flip(0)), out, atol=1e-4)
+    torch.testing.assert_close(network(x[:1], time[:1], label[:1], image[:1]), out[:1])
+    ours, theirs = network.state_dict(), build_network(plain).state_dict()
+    assert list(ours) == list(theirs)
+    changed = [key for key in ours if ours[key].shape != theirs[key].shape]
+    assert len(changed) == (2 if name.startswith("dimr") else 1)
+    assert all(key.endswith(("patch.weight", "tokenizer.weight")) for key in changed)
+
+
+@each
+def test_a_condition_image_that_is_missing_or_of_another_shape_is_refused(name):
+    config = small(name, condition_channels=2)
+    network, (x, time, label) = build_network(config), inputs(config)
+    with pytest.raises(ValueError, match=r"needs a condition image of 2 x 8 x 8"):
+        network(x, time, label)
+    for image, given in (
+        (x[:, :1], "3 condition images are 1 x 8 x 8"),
+        (x[:1, :2], "1 condition"),
+    ):
+        with pytest.raises(ValueError, match=f"{given}.*takes 2 x 8 x 8, one for each of 3"):
+            network(x, time, label, image)
+
+
+@each
 def test_blocks_hold_most_of_the_weights(name):
     network = build_network(small(name))
     inside = sum(p.numel() for block in network.blocks() for p in block.parameters())

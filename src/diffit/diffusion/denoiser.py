@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from diffit.diffusion.formulation import Formulation
 from diffit.diffusion.scalings import Scalings
+from diffit.diffusion.scalings import over as over  # where samplers and losses look for it
 from diffit.distributed import double
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
@@ -64,7 +65,7 @@ class Denoiser(nn.Module):
             x: (B, C, H, W), any floating dtype.
             sigma: () or (B,), above 0; kept on the CPU it costs the accelerator no wait.
             label: (B,) int64 class, or None for no class.
-            image: condition image, for networks that take one.
+            image: (B, condition_channels, H, W) degraded image, for models that restore.
             augment: (B, 9) label of the augmentation in training, None for none.
             keys: (B,) int64 dropout keys in training, None for no dropout.
 
@@ -72,7 +73,7 @@ class Denoiser(nn.Module):
             (B, C, H, W) in the dtype of x.
         """
         scalings = self._scalings(sigma)
-        raw = self._raw(x, scalings, label, image, augment, keys)
+        raw = self._raw(x, sigma, scalings, label, image, augment, keys)
         return self._clean(x, raw, scalings)
 
     def estimate(
@@ -92,7 +93,7 @@ class Denoiser(nn.Module):
                 "none, or a model with formulation.learned_variance"
             )
         scalings = self._scalings(sigma)
-        raw = self._raw(x, scalings, label, image, augment, keys)
+        raw = self._raw(x, sigma, scalings, label, image, augment, keys)
         return Estimate(self._clean(x, raw, scalings), (raw[:, x.shape[1] :] + 1) / 2)
 
     def raw(
@@ -110,7 +111,7 @@ class Denoiser(nn.Module):
 
         ``seen`` (B, N) says what a network with masked training is shown; None is everything.
         """
-        return self._raw(x, self._scalings(sigma), label, image, augment, keys, seen)
+        return self._raw(x, sigma, self._scalings(sigma), label, image, augment, keys, seen)
 
     def pyramid(
         self,
@@ -128,7 +129,7 @@ class Denoiser(nn.Module):
         a method ``pyramid``, called as the network itself.
         """
         predict = getattr(self.network, "pyramid", None) or self._alone
-        given = self._inputs(x, self._scalings(sigma), label, image)
+        given = self._inputs(x, sigma, self._scalings(sigma), label, image)
         *coarse, finest = predict(*given, augment=augment, keys=keys)
         return [*(each.to(x.dtype) for each in coarse), self._checked(finest, x)]
 
@@ -146,6 +147,7 @@ class Denoiser(nn.Module):
     def _raw(
         self,
         x: Tensor,
+        sigma: Tensor,
         scalings: Scalings,
         label: Tensor | None,
         image: Tensor | None,
@@ -153,7 +155,7 @@ class Denoiser(nn.Module):
         keys: Tensor | None,
         seen: Tensor | None = None,
     ) -> Tensor:
-        given = self._inputs(x, scalings, label, image)
+        given = self._inputs(x, sigma, scalings, label, image)
         masked = {} if seen is None else {"seen": seen}
         return self._checked(self.network(*given, augment=augment, keys=keys, **masked), x)
 
@@ -162,14 +164,29 @@ class Denoiser(nn.Module):
         return [self.network(*given, **keywords)]
 
     def _inputs(
-        self, x: Tensor, scalings: Scalings, label: Tensor | None, image: Tensor | None
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        scalings: Scalings,
+        label: Tensor | None,
+        image: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """What the network is called with."""
         _refuse_label(self.network, label)
         # In bf16 the step indices 0..999 would collapse to 507 values: time stays float32.
         time = scalings.noise.to(torch.float32).to(x.device).expand(x.shape[0])
-        inputs = (over(scalings.inp, x) * x).to(self.dtype)
-        return inputs, time, label, None if image is None else image.to(self.dtype)
+        inputs, shift = over(scalings.inp, x) * x, self.formulation.shift
+        if shift is not None:
+            if image is None:
+                raise ValueError(f"{self.formulation.name} starts from a degraded image; give it")
+            inputs = inputs + over(shift(sigma), x) * image.to(x)
+        shown = None if image is None or self._told_by_x() else image.to(self.dtype)
+        return inputs.to(self.dtype), time, label, shown
+
+    def _told_by_x(self) -> bool:
+        """Whether x holds all that the network is told of the degraded image, as in InDI."""
+        config = getattr(self.network, "config", None)
+        return self.formulation.restores and getattr(config, "condition_channels", 1) == 0
 
     def _checked(self, raw: Tensor, x: Tensor) -> Tensor:
         expected = x.shape[1] * (2 if self.formulation.learned_variance else 1)
@@ -182,14 +199,6 @@ class Denoiser(nn.Module):
 
     def _clean(self, x: Tensor, raw: Tensor, scalings: Scalings) -> Tensor:
         return over(scalings.skip, x) * x + over(scalings.out, x) * raw[:, : x.shape[1]]
-
-
-def over(coefficient: Tensor, x: Tensor) -> Tensor:
-    """A () or (B,) coefficient in the dtype of x, shaped so that it multiplies (B, ...) x."""
-    coefficient = coefficient.to(x.dtype)
-    if coefficient.ndim == 0 and coefficient.device.type == "cpu":
-        return coefficient  # enters a kernel as a number: no copy to the device, no wait
-    return coefficient.to(x.device).reshape(-1, *[1] * (x.ndim - 1))
 
 
 def _refuse_label(network: nn.Module, label: Tensor | None) -> None:

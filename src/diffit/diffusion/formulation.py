@@ -14,6 +14,15 @@ from torch import Tensor
 
 from diffit.config import Settings
 from diffit.diffusion import laws
+from diffit.diffusion.bridge import (
+    IRSDE,
+    Bridge,
+    InDI,
+    InDIConfig,
+    IRSDEConfig,
+    ResShift,
+    ResShiftConfig,
+)
 from diffit.diffusion.laws import Law
 from diffit.diffusion.scalings import (
     Coefficients,
@@ -60,6 +69,9 @@ class Formulation:
         sigma_max: highest level of a level list, unless one asks for another.
         betas: (T,) the variances added by each published discrete step, where there are any.
         learned_variance: the network's second half of channels interpolates a log variance.
+        shift: share of the degraded image in what the network sees at sigma, beside inp * x.
+        bridge: of methods whose x is the state between clean and degraded image, not clean +
+            sigma * noise, and whose level is its time; samplers know nothing of them.
     """
 
     name: str
@@ -72,6 +84,13 @@ class Formulation:
     sigma_max: float
     betas: Tensor | None = None
     learned_variance: bool = False
+    shift: Callable[[Tensor], Tensor] | None = None
+    bridge: Bridge | None = None
+
+    @property
+    def restores(self) -> bool:
+        """Whether the process itself leads from a degraded image to a clean one."""
+        return self.shift is not None or self.bridge is not None
 
     @property
     def levels(self) -> Tensor | None:
@@ -229,7 +248,15 @@ class FlowConfig(Settings):
 
 
 FormulationConfig = Annotated[
-    DDPMConfig | VPConfig | SubVPConfig | VEConfig | EDMConfig | FlowConfig,
+    DDPMConfig
+    | VPConfig
+    | SubVPConfig
+    | VEConfig
+    | EDMConfig
+    | FlowConfig
+    | IRSDEConfig
+    | ResShiftConfig
+    | InDIConfig,
     Field(discriminator="name"),
 ]
 
@@ -247,6 +274,12 @@ def build_formulation(config: FormulationConfig) -> Formulation:
             return _edm(config)
         case FlowConfig():
             return _flow(config)
+        case IRSDEConfig():
+            return _ir_sde(config)
+        case ResShiftConfig():
+            return _bridge(config, ResShift.of(config))
+        case InDIConfig():
+            return _bridge(config, InDI(config.noise))
 
 
 def _ddpm(config: DDPMConfig) -> Formulation:
@@ -326,6 +359,38 @@ def _flow(config: FlowConfig) -> Formulation:
         natural="flow",
         sigma_min=(1 - config.t_max) / config.t_max,
         sigma_max=config.t_max / (1 - config.t_max),
+    )
+
+
+def _ir_sde(config: IRSDEConfig) -> Formulation:
+    process = IRSDE.of(config)
+    law = laws.Discrete(process.betas, scale=process.scale)
+    return Formulation(
+        name="ir-sde",
+        law=law,
+        coefficients=partial(predicts_noise, law),
+        time_kind=config.time,
+        density=partial(_pick_step, steps=config.steps),
+        natural="respaced",
+        sigma_min=float(law.levels[0]),
+        sigma_max=float(law.levels[-1]),
+        betas=law.betas,
+        shift=lambda sigma: 1 - law.signal(sigma),
+    )
+
+
+def _bridge(config: ResShiftConfig | InDIConfig, bridge: Bridge) -> Formulation:
+    steps = bridge.steps
+    return Formulation(
+        name=config.name,
+        law=laws.Bridge(),
+        coefficients=bridge.coefficients,
+        time_kind=config.time,
+        density=_same if steps is None else partial(_pick_step, steps=steps),
+        natural="uniform",
+        sigma_min=1e-3 if steps is None else 1 / steps,
+        sigma_max=1.0,
+        bridge=bridge,
     )
 
 

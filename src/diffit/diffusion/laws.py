@@ -38,11 +38,13 @@ class Law(Protocol):
 class Discrete:
     """DDPM: T levels sqrt(1 / a_k - 1), a_k the cumulative product of 1 - beta (arXiv:2006.11239).
 
-    Between levels the index is linear in log sigma, or in log alpha as in U-ViT and DiMR.
+    Between levels the index is linear in log sigma, or in log alpha as in U-ViT and DiMR. IR-SDE's
+    noise has the standard deviation ``scale`` in the published state, and so have all levels.
     """
 
     betas: Tensor
     interpolation: Literal["sigma", "alpha"] = "sigma"
+    scale: float = 1.0
 
     @cached_property
     def alpha_bar(self) -> Tensor:
@@ -52,7 +54,7 @@ class Discrete:
     @cached_property
     def levels(self) -> Tensor:
         """(T,) float64, increasing: sigma of each index."""
-        return (1 / self.alpha_bar - 1).sqrt()
+        return self.scale * (1 / self.alpha_bar - 1).sqrt()
 
     def index(self, sigma: Tensor) -> Tensor:
         """Fractional index in [0, T - 1]; within 1e-3 of an integer it is that integer."""
@@ -70,7 +72,9 @@ class Discrete:
         rungs = self._rung(self.levels).to(index.device, index.dtype)
         lower = index.floor().long().clamp(0, len(rungs) - 2)
         rung = torch.lerp(rungs[lower], rungs[lower + 1], index - lower)
-        return rung.exp() if self.interpolation == "sigma" else torch.expm1(2 * rung).sqrt()
+        if self.interpolation == "sigma":
+            return rung.exp()
+        return self.scale * torch.expm1(2 * rung).sqrt()
 
     def sigma(self, t: Tensor) -> Tensor:
         steps = len(self.betas)
@@ -83,13 +87,15 @@ class Discrete:
         return 1 - self.index(sigma) / len(self.betas)
 
     def signal(self, sigma: Tensor) -> Tensor:
-        return (1 + sigma**2).rsqrt()
+        return (1 + (sigma / self.scale) ** 2).rsqrt()
 
     def prior_std(self, sigma: Tensor) -> Tensor:
-        return (1 + sigma**2).sqrt()
+        return self.scale * (1 + (sigma / self.scale) ** 2).sqrt()
 
     def _rung(self, sigma: Tensor) -> Tensor:
-        return sigma.log() if self.interpolation == "sigma" else torch.log1p(sigma**2) / 2
+        if self.interpolation == "sigma":
+            return sigma.log()
+        return torch.log1p((sigma / self.scale) ** 2) / 2
 
 
 @dataclass(frozen=True)
@@ -185,6 +191,26 @@ class LogNormal:
 
     def prior_std(self, sigma: Tensor) -> Tensor:
         return sigma
+
+
+@dataclass(frozen=True)
+class Bridge:
+    """The level is the time itself: of methods whose state is no clean image with noise added."""
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return t
+
+    def t(self, sigma: Tensor) -> Tensor:
+        return sigma
+
+    def progress(self, sigma: Tensor) -> Tensor:
+        return 1 - sigma
+
+    def signal(self, sigma: Tensor) -> Tensor:
+        return torch.ones_like(sigma)
+
+    def prior_std(self, sigma: Tensor) -> Tensor:
+        raise ValueError("ResShift and InDI start from the degraded image; use `Bridge.start`")
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,7 @@ def denoising_loss(
             that to the target itself.
     """
     sigma = sigma.to(double(sigma.device))
-    x = noisy(clean, noise, sigma)
+    x = shown_state(denoiser.formulation, clean, noise, sigma, image)
     pyramid = denoiser.pyramid(x, sigma, label, image, augment=augment, keys=keys)
     formulation = denoiser.formulation
     loss = _loss_of(pyramid, formulation, clean, noise, sigma, weight, lesson, coarse_weights)
@@ -108,6 +108,17 @@ def denoising_loss(
 def noisy(clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
     """What a denoiser is shown: (B, C, H, W) images and unit noise, (B,) sigma."""
     return clean + over(sigma, clean) * noise
+
+
+def shown_state(
+    formulation: Formulation, clean: Tensor, noise: Tensor, sigma: Tensor, image: Tensor | None
+) -> Tensor:
+    """`noisy`, or the state of a method that leads from the degraded ``image`` to the clean one."""
+    if formulation.bridge is None:
+        return noisy(clean, noise, sigma)
+    if image is None:
+        raise ValueError(f"{formulation.name} starts from a degraded image; give it")
+    return formulation.bridge.state(clean, image, noise, sigma)
 
 
 def _loss_of(

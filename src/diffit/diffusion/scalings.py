@@ -11,6 +11,11 @@ D = skip * x + out * F(inp * x, time), where x = clean + sigma * noise; s is sig
 | ve        | 1           | s               | 1               | ln(s/2)  | -noise              |
 | edm       | d^2/(s^2+d^2) | s d/sqrt(s^2+d^2) | 1/sqrt(s^2+d^2) | ln(s)/4 | (clean - skip x)/out |
 | flow      | 1/(1+s)     | -s/(1+s)        | 1/(1+s)         | t        | noise - clean       |
+| ir-sde    | 1           | -s              | 1/sqrt(1+(s/l)^2) | index1 | noise               |
+
+IR-SDE's network sees inp * x + (1 - inp) * image, centred on the degraded image; l is the standard
+deviation of its noise. The rows resshift and indi (`diffit.diffusion.bridge`) have no such x: their
+state is x_t, their level the time t, and F learns the clean image.
 """
 
 from collections.abc import Callable
@@ -35,6 +40,14 @@ Coefficients = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
 """sigma to (skip, out, inp)."""
 
 
+def over(coefficient: Tensor, x: Tensor) -> Tensor:
+    """A () or (B,) coefficient in the dtype of x, shaped so that it multiplies (B, ...) x."""
+    coefficient = coefficient.to(x.dtype)
+    if coefficient.ndim == 0 and coefficient.device.type == "cpu":
+        return coefficient  # enters a kernel as a number: no copy to the device, no wait
+    return coefficient.to(x.device).reshape(-1, *[1] * (x.ndim - 1))
+
+
 def predicts_noise(law: Law, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(skip, out, inp) of a network that sees x_t = a x and predicts the noise."""
     return torch.ones_like(sigma), -sigma, law.signal(sigma)
@@ -55,6 +68,11 @@ def preconditioned(sigma: Tensor, *, data: float) -> tuple[Tensor, Tensor, Tenso
     """(skip, out, inp) of EDM (arXiv:2206.00364, Table 1); ``data`` is sigma_data."""
     inp = (sigma**2 + data**2).rsqrt()
     return (data * inp) ** 2, sigma * data * inp, inp
+
+
+def predicts_clean(sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(skip, out, inp) of a network that sees its method's state and predicts the clean image."""
+    return torch.zeros_like(sigma), torch.ones_like(sigma), torch.ones_like(sigma)
 
 
 def predicts_velocity(sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from diffit.config import Settings
 from diffit.networks.shared import (
     Classes,
+    Condition,
     Depth,
     Features,
     Probability,
@@ -19,8 +20,8 @@ from diffit.networks.shared import (
     Width,
     check_features,
     check_hidden,
-    check_inputs,
     close_gates,
+    join_inputs,
     label_vector,
     pair,
     xavier_uniform,
@@ -59,6 +60,8 @@ class DiffiTConfig(Settings):
     """Height and width of the image."""
     channels: Width = 3
     """Channels of the image: 3 for colour, 1 for grey."""
+    condition_channels: Condition = 0
+    """Channels of the condition image, for restoration; `diffit train` sets it for a task."""
     classes: Classes = 0
     """Number of labels; 0 makes the network unconditional, as in the paper."""
     widths: Levels = (128, 256, 256)
@@ -253,7 +256,9 @@ class DiffiT(nn.Module):
             else None
         )
         self.augment = Linear(9, joined, bias=False) if config.augment else None
-        self.tokenizer = nn.Conv2d(config.channels, widths[0], 3, padding=1)
+        self.tokenizer = nn.Conv2d(
+            config.channels + config.condition_channels, widths[0], 3, padding=1
+        )
         self.encoder = nn.ModuleList(
             _stage(config, level, channels=widths[max(level - 1, 0)]) for level in range(last + 1)
         )
@@ -289,14 +294,14 @@ class DiffiT(nn.Module):
             x: (B, C, H, W).
             time: (B,) noise level, as the formulation counts it.
             label: (B,) class, ``classes`` or None for no class.
-            image: not taken by this network.
+            image: (B, condition_channels, H, W), where there are such channels.
             augment: (B, 9) augmentation label; None for zeros.
             keys: (B,) dropout keys; None for no dropout.
 
         Returns:
             (B, C, H, W), or (B, 2 C, H, W) with a learned variance.
         """
-        check_inputs(self.config.shape, x, image, augment if self.augment is None else None)
+        x = join_inputs(self.config, x, image, augment if self.augment is None else None)
         x, token = self._enter(x, time, label, augment)
         skips = []
         for level, stage in enumerate(self.encoder):

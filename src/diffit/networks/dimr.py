@@ -16,14 +16,15 @@ from torch import Tensor, nn
 from diffit.config import Settings
 from diffit.networks.shared import (
     Classes,
+    Condition,
     Depth,
     Probability,
     Ratio,
     Side,
     Width,
     check_hidden,
-    check_inputs,
     check_unlabelled,
+    join_inputs,
     pair,
 )
 from diffit.nn.attention import SelfAttention
@@ -45,6 +46,8 @@ class DiMRConfig(Settings):
     """Height and width of the latent: 32 for 256 x 256 images and a codec of factor 8."""
     channels: Width = 4
     """Channels of the latent: 4 for the Stable Diffusion autoencoder."""
+    condition_channels: Condition = 0
+    """Channels of the condition image, for restoration; `diffit train` sets it for a task."""
     classes: Classes = 0
     """Number of labels; 0 makes the network unconditional."""
     widths: Levels = (960, 480)
@@ -203,7 +206,7 @@ class Branch(nn.Module):
         self.grid = config.grid(place)
         self.stride = stride
         self.finest = place == last
-        self.patch = Linear(config.channels * stride**2, width)
+        self.patch = Linear((config.channels + config.condition_channels) * stride**2, width)
         self.position = PositionTable(self.grid, width)
         self.upsample = (
             Upsampler(_features(config, place - 1), width, config.grid(place - 1))
@@ -282,13 +285,14 @@ class DiMR(nn.Module):
             x: (B, C, H, W).
             time: (B,) noise level, as the formulation counts it.
             label: (B,) class, ``classes`` or None for no class.
-            image, augment: not taken by this network.
+            image: (B, condition_channels, H, W), where there are such channels.
+            augment: not taken by this network.
             keys: (B,) dropout keys; None for no dropout.
 
         Returns:
             (B, C, H, W), or (B, 2 C, H, W) with a learned variance.
         """
-        check_inputs(self.config.shape, x, image, augment)
+        x = join_inputs(self.config, x, image, augment)
         return self._predictions(x, time, label, keys, coarse=False)[-1]
 
     def pyramid(
@@ -306,7 +310,7 @@ class DiMR(nn.Module):
         Those of n branches are (B, C, H / 2^(n-1), W / 2^(n-1)), ..., (B, C, H, W); see
         `diffit.diffusion.loss.coarser` for what the coarse ones learn.
         """
-        check_inputs(self.config.shape, x, image, augment)
+        x = join_inputs(self.config, x, image, augment)
         return self._predictions(x, time, label, keys, coarse=True)
 
     def blocks(self) -> Iterable[nn.Module]:

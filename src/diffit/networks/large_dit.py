@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from diffit.config import Settings
 from diffit.networks.shared import (
     Classes,
+    Condition,
     Depth,
     Features,
     Probability,
@@ -17,8 +18,8 @@ from diffit.networks.shared import (
     Side,
     Width,
     check_features,
-    check_inputs,
     check_tokens,
+    join_inputs,
     label_vector,
     pair,
     xavier_uniform,
@@ -49,6 +50,8 @@ class LargeDiTConfig(Settings):
     """Height and width of the latent: 32 for 256 x 256 images and a codec of factor 8."""
     channels: Width = 4
     """Channels of the latent: 4 for the Stable Diffusion autoencoder."""
+    condition_channels: Condition = 0
+    """Channels of the condition image, for restoration; `diffit train` sets it for a task."""
     classes: Classes = 0
     """Number of labels; 0 makes the network unconditional."""
     patch: Side = 2
@@ -136,7 +139,7 @@ class LargeDiT(nn.Module):
         self.activation_checkpointing = False
         width, condition = config.width, config.condition
         outputs = config.channels * (2 if config.learned_variance else 1)
-        self.patch = Linear(config.channels * config.patch**2, width)
+        self.patch = Linear((config.channels + config.condition_channels) * config.patch**2, width)
         self.register_buffer("rotation", line_rotation(config.tokens, width // config.heads))
         self.time = TimeEmbedding(
             condition, features=config.time_features, kind=config.time_embedding
@@ -169,13 +172,14 @@ class LargeDiT(nn.Module):
             x: (B, C, H, W).
             time: (B,) noise level, as the formulation counts it.
             label: (B,) class, ``classes`` or None for no class.
-            image, augment: not taken by this network.
+            image: (B, condition_channels, H, W), where there are such channels.
+            augment: not taken by this network.
             keys: (B,) dropout keys; None for no dropout.
 
         Returns:
             (B, C, H, W), or (B, 2 C, H, W) with a learned variance.
         """
-        check_inputs(self.config.shape, x, image, augment)
+        x = join_inputs(self.config, x, image, augment)
         tokens = self.patch(patchify(x, self.config.patch))
         condition = F.silu(self._condition(time, label))
         for block in self.column:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from diffit.config import Settings
 from diffit.networks.shared import (
     Classes,
+    Condition,
     Depth,
     Features,
     Probability,
@@ -19,9 +20,9 @@ from diffit.networks.shared import (
     check_column,
     check_features,
     check_hidden,
-    check_inputs,
     check_modulation,
     close_gates,
+    join_inputs,
     label_vector,
     pair,
     xavier_uniform,
@@ -55,6 +56,8 @@ class LatentDiffiTConfig(Settings):
     """Height and width of the latent: 32 for 256 x 256 images and a codec of factor 8."""
     channels: Width = 4
     """Channels of the latent: 4 for the Stable Diffusion autoencoder."""
+    condition_channels: Condition = 0
+    """Channels of the condition image, for restoration; `diffit train` sets it for a task."""
     classes: Classes = 0
     """Number of labels; 0 makes the network unconditional."""
     patch: Side = 2
@@ -162,7 +165,7 @@ class LatentDiffiT(nn.Module):
         self.config = config
         self.activation_checkpointing = False
         width, outputs = config.width, config.channels * (2 if config.learned_variance else 1)
-        self.patch = Linear(config.channels * config.patch**2, width)
+        self.patch = Linear((config.channels + config.condition_channels) * config.patch**2, width)
         table = sincos_grid(config.grid, width) if config.position == "bias" else None
         self.register_buffer("position", table)
         self.time = (
@@ -219,13 +222,14 @@ class LatentDiffiT(nn.Module):
             x: (B, C, H, W).
             time: (B,) noise level, as the formulation counts it.
             label: (B,) class, ``classes`` or None for no class.
-            image, augment: not taken by this network.
+            image: (B, condition_channels, H, W), where there are such channels.
+            augment: not taken by this network.
             keys: (B,) dropout keys; None for no dropout.
 
         Returns:
             (B, C, H, W), or (B, 2 C, H, W) with a learned variance.
         """
-        check_inputs(self.config.shape, x, image, augment)
+        x = join_inputs(self.config, x, image, augment)
         tokens, told = self._enter(x, time, label)
         for block in self.column:
             tokens = run(block, tokens, told, keys, checkpointed=self.activation_checkpointing)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from diffit.config import Settings
 from diffit.networks.shared import (
     Classes,
+    Condition,
     Depth,
     Features,
     Probability,
@@ -24,9 +25,9 @@ from diffit.networks.shared import (
     check_column,
     check_features,
     check_hidden,
-    check_inputs,
     check_modulation,
     close_gates,
+    join_inputs,
     label_vector,
     pair,
     xavier_uniform,
@@ -60,6 +61,8 @@ class MDTConfig(Settings):
     """Height and width of the latent: 32 for 256 x 256 images and a codec of factor 8."""
     channels: Width = 4
     """Channels of the latent: 4 for the Stable Diffusion autoencoder."""
+    condition_channels: Condition = 0
+    """Channels of the condition image, for restoration; `diffit train` sets it for a task."""
     classes: Classes = 0
     """Number of labels; 0 makes the network unconditional."""
     patch: Side = 2
@@ -226,7 +229,7 @@ class MDT(nn.Module):
         self.config = config
         self.activation_checkpointing = False
         width, outputs = config.width, config.channels * (2 if config.learned_variance else 1)
-        self.patch = Linear(config.channels * config.patch**2, width)
+        self.patch = Linear((config.channels + config.condition_channels) * config.patch**2, width)
         # Sines and cosines at the start, learned from there on.
         self.position = nn.Parameter(sincos_grid(config.grid, width))
         self.position_out = nn.Parameter(sincos_grid(config.grid, width))
@@ -276,7 +279,8 @@ class MDT(nn.Module):
             x: (B, C, H, W).
             time: (B,) noise level, as the formulation counts it.
             label: (B,) class, ``classes`` or None for no class.
-            image, augment: not taken by this network.
+            image: (B, condition_channels, H, W), where there are such channels.
+            augment: not taken by this network.
             keys: (B,) dropout keys; None for no dropout.
             seen: (B, N) bool, the patches that the encoder is shown, from `choose_seen`; None for
                 all of them.
@@ -284,7 +288,7 @@ class MDT(nn.Module):
         Returns:
             (B, C, H, W), or (B, 2 C, H, W) with a learned variance.
         """
-        check_inputs(self.config.shape, x, image, augment)
+        x = join_inputs(self.config, x, image, augment)
         tokens, condition = self._enter(x, time, label)
         if seen is None:
             mixed = self._encode(tokens, condition, keys) + self.position_out

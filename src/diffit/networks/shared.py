@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Annotated, Any, NamedTuple
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -14,6 +15,7 @@ Width = Annotated[int, Field(ge=1, le=16384)]
 Features = Annotated[int, Field(ge=2, le=4096)]
 Depth = Annotated[int, Field(ge=1, le=256)]
 Classes = Annotated[int, Field(ge=0, le=1_000_000)]
+Condition = Annotated[int, Field(ge=0, le=16384)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Ratio = Annotated[float, Field(gt=0, le=64)]
 
@@ -74,18 +76,36 @@ def check_modulation(time_into: str, normed: bool) -> None:
         raise ValueError(f"modulation_norm needs time_into 'norm', not {time_into!r}")
 
 
-def check_inputs(
-    shape: tuple[int, int, int], x: Tensor, image: Tensor | None, augment: Tensor | None = None
-) -> None:
-    """ValueError unless x fits a network of ``shape`` that takes neither of the other two."""
-    if tuple(x.shape[1:]) != shape:
-        given = " x ".join(map(str, x.shape[1:]))
-        built = " x ".join(map(str, shape))
-        raise ValueError(f"image is {given}; this network was built for {built}")
-    if image is not None:
-        raise ValueError("this network takes no condition image")
+def join_inputs(
+    config: Any, x: Tensor, image: Tensor | None, augment: Tensor | None = None
+) -> Tensor:
+    """What a network's first layer sees: x, and behind its channels those of the condition image.
+
+    ValueError unless both fit the network of ``config``, which takes no augmentation label.
+    """
+    if tuple(x.shape[1:]) != config.shape:
+        raise ValueError(
+            f"image is {_across(x.shape[1:])}; this network was built for {_across(config.shape)}"
+        )
     if augment is not None:
         raise ValueError("this network takes no augmentation label; set `augment: true`")
+    if not config.condition_channels:
+        if image is not None:
+            raise ValueError("this network takes no condition image; set `condition_channels`")
+        return x
+    wanted = (x.shape[0], config.condition_channels, *config.shape[1:])
+    if image is None:
+        raise ValueError(f"this network needs a condition image of {_across(wanted[1:])}")
+    if tuple(image.shape) != wanted:
+        raise ValueError(
+            f"{image.shape[0]} condition images are {_across(image.shape[1:])}; this network takes "
+            f"{_across(wanted[1:])}, one for each of {x.shape[0]} images"
+        )
+    return torch.cat([x, image], dim=1)
+
+
+def _across(sizes: Sequence[int]) -> str:
+    return " x ".join(map(str, sizes))
 
 
 def check_unlabelled(label: Tensor | None) -> None:

@@ -13,14 +13,15 @@ from torch import Tensor, nn
 from diffit.config import Settings
 from diffit.networks.shared import (
     Classes,
+    Condition,
     Depth,
     Probability,
     Ratio,
     Side,
     Width,
     check_hidden,
-    check_inputs,
     check_tokens,
+    join_inputs,
     label_vector,
     pair,
 )
@@ -45,6 +46,8 @@ class UViTConfig(Settings):
     """Height and width of the image or latent."""
     channels: Width = 4
     """Channels of the image (3 for colour) or latent (4 for the Stable Diffusion autoencoder)."""
+    condition_channels: Condition = 0
+    """Channels of the condition image, for restoration; `diffit train` sets it for a task."""
     classes: Classes = 0
     """Number of labels; 0 makes the network unconditional."""
     patch: Side = 2
@@ -179,7 +182,7 @@ class UViT(nn.Module):
         self.config = config
         self.activation_checkpointing = False
         width, outputs = config.width, config.channels * (2 if config.learned_variance else 1)
-        self.patch = Linear(config.channels * config.patch**2, width)
+        self.patch = Linear((config.channels + config.condition_channels) * config.patch**2, width)
         cells = config.grid[0] * config.grid[1]
         self.position = nn.Parameter(torch.empty(config.extra + cells, width))
         self.time = (
@@ -218,13 +221,14 @@ class UViT(nn.Module):
             x: (B, C, H, W).
             time: (B,) noise level, as the formulation counts it.
             label: (B,) class, ``classes`` or None for no class.
-            image, augment: not taken by this network.
+            image: (B, condition_channels, H, W), where there are such channels.
+            augment: not taken by this network.
             keys: (B,) dropout keys; None for no dropout.
 
         Returns:
             (B, C, H, W), or (B, 2 C, H, W) with a learned variance.
         """
-        check_inputs(self.config.shape, x, image, augment)
+        x = join_inputs(self.config, x, image, augment)
         patches = self.patch(patchify(x, self.config.patch))
         conditions = [row[:, None].to(patches.dtype) for row in self._conditions(time, label)]
         tokens = torch.cat([*conditions, patches], dim=1) + self.position
