@@ -4,10 +4,11 @@ import re
 
 from diffit.config import nearest
 from diffit.errors import UsageError
+from diffit.restoration.learned_tasks import LEARNED
 from diffit.restoration.measured_tasks import FAMILIES, MEASURED
 from diffit.restoration.task import Task
 
-TASKS: dict[str, Task] = {task.name: task for task in MEASURED}
+TASKS: dict[str, Task] = {task.name: task for task in (*MEASURED, *LEARNED)}
 """Name to task; `find_task` knows other numbers in them too."""
 
 
