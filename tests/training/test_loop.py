@@ -23,7 +23,7 @@ from diffit.model import build_model
 from diffit.sealed import read_state
 from diffit.training import loop, room, trouble
 from diffit.training.folder import locked
-from diffit.training.journal import read_metrics
+from diffit.training.journal import CLOCKS, read_metrics
 from diffit.training.loop import train
 from diffit.training.prepare import complete, open_training_data
 from diffit.training.settings import RunConfig
@@ -42,9 +42,8 @@ def sums(run, images):
 
 def lines(run):
     """The metrics without what depends on the clock."""
-    clocks = ("images_per_second", "seconds")
     return [
-        {key: value for key, value in line.items() if key not in clocks}
+        {key: value for key, value in line.items() if key not in CLOCKS}
         for line in read_metrics(run / "metrics.jsonl")
     ]
 

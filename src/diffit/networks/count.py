@@ -40,6 +40,19 @@ def count_macs(config: NetworkConfig) -> int:
     return int(counter.get_total_flops()) // 2
 
 
+TRAINING_PASSES = 3
+"""Forward passes that a forward and a backward pass cost: the latter has two products for each."""
+
+
+def training_flops(config: NetworkConfig) -> int:
+    """Floating-point operations by which a network learns from one image, at least.
+
+    Of what is computed twice to save memory one time counts, as in model FLOP/s utilisation
+    (arXiv:2204.02311, appendix B).
+    """
+    return 2 * TRAINING_PASSES * count_macs(config)
+
+
 def count_norms(width: int) -> dict[str, int]:
     """Parameters by which a transformer block of ``width`` with two norms knows the noise level.
 

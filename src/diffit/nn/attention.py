@@ -43,6 +43,11 @@ def attend(
     """
     if bias is not None:
         bias = bias.to(q.dtype)
+    if (
+        not torch.compiler.is_compiling()
+        and (found := getattr(_listening, "found", None)) is not None
+    ):
+        found.append(_largest_score(q, k, bias))
     if on_map is not None:
         weights = attention_map(q, k, bias)
         on_map(weights.detach())
@@ -53,6 +58,39 @@ def attend(
     # Fused kernels take masks of two or four axes; with three they fall back to a slow form.
     mask = bias[None] if bias is not None and bias.ndim == 3 else bias
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+_listening = threading.local()
+
+
+@contextmanager
+def largest_logits() -> Iterator[list[Tensor]]:
+    """Collect the largest logit, q k^T / sqrt(d) + bias, of each attention of this thread.
+
+    Logits that grow without end precede a loss that breaks out (arXiv:2302.05442, section 3.1).
+    Each score is computed once more for it, some at a time, in float32.
+
+    Yields:
+        A list that each call of `attend` outside of compiled code adds a () tensor to.
+    """
+    found: list[Tensor] = []
+    _listening.found = found
+    try:
+        yield found
+    finally:
+        del _listening.found
+
+
+@torch.no_grad()
+def _largest_score(q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
+    found = []
+    with torch.autocast(q.device.type, enabled=False):
+        for part in _parts(q, k):
+            scores = (q[part].float() * q.shape[-1] ** -0.5) @ k[part].float().mT
+            if bias is not None:
+                scores += bias[part[1]] if bias.ndim == 3 else bias[part]
+            found.append(scores.amax())
+    return torch.stack(found).amax()
 
 
 def attention_map(q: Tensor, k: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -16,6 +16,9 @@ from diffit.training.writers import Writer
 LEVELS = 8
 """Groups of equal share into which the loss is split by noise level, the lowest level first."""
 
+CLOCKS = ("images_per_second", "seconds", "utilisation", "data_wait", "memory")
+"""What a line says of the machine; everything else is the same when a run is repeated."""
+
 
 class Meter:
     """Means over the images since the last line of metrics; its state goes into checkpoints."""

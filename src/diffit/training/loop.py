@@ -42,6 +42,7 @@ from diffit.training.folder import (
     refuse_taken,
     write_run,
 )
+from diffit.training.gauges import Gauges
 from diffit.training.inputs import Ahead, Inputs, draw_inputs
 from diffit.training.interrupts import Interrupts
 from diffit.training.journal import Journal
@@ -230,18 +231,21 @@ def take_steps(run: Run, inputs: Iterator[Inputs]) -> Outcome:
     """Step until the run is over, with lines, checkpoints and pictures where they are due."""
     state, train = run.state, run.config.train
     objective = build_objective(state, run.config, run.teacher)
+    gauges = Gauges(run.config, state)
     power_every = train.ema.power_every or train.checkpoint_every
     reason = why_stop(run, gather(word(run)))
     last = time.monotonic()
     while reason is None:
         before = state.images
-        rate, words = take_step(run, objective, next(inputs))
+        batch = gauges.next(inputs)
+        rate, words = take_step(run, objective, batch)
         now = time.monotonic()
         state.seconds, last = state.seconds + now - last, now
         reason = why_stop(run, words if world() > 1 else [word(run)])
         over = reason in ("done", "time")
         if over or _passed(train.log_every, before, state.images):
-            run.journal.write(state.images, state.seconds, {**state.meter.read(), "lr": rate})
+            figures = {**state.meter.read(), "lr": rate, **gauges.read(objective, batch)}
+            run.journal.write(state.images, state.seconds, figures)
             for note in passed_over(run.loader):
                 run.journal.say(note)
         if train.ema.power and _passed(power_every, before, state.images):
