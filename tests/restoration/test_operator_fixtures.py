@@ -17,16 +17,17 @@ from diffit.restoration.operators import (
     average_pooling,
     bicubic,
     colorization,
+    separable_blur,
 )
 from diffit.restoration.operators.circular_blur import transfer
 
-FIXTURE = Path(__file__).parent.parent / "fixtures" / "restoration_operators.safetensors"
+FIXTURES = Path(__file__).parent.parent / "fixtures"
 SHAPE = (3, 16, 16)
 
 
 @pytest.fixture(scope="module")
 def recorded() -> dict[str, Tensor]:
-    return load_file(FIXTURE)
+    return load_file(FIXTURES / "restoration_operators.safetensors")
 
 
 def known(recorded: dict[str, Tensor]) -> Tensor:
@@ -100,3 +101,31 @@ def test_prox_of_a_blur_is_the_recorded_one(factor: int, recorded: dict[str, Ten
 def test_reflected_blur_is_the_recorded_one(recorded: dict[str, Tensor]) -> None:
     y = ReflectBlur(SHAPE, recorded["reflect_blur/kernel"])(recorded["x"])
     assert (y - recorded["reflect_blur/y"]).abs().max() < 1e-12
+
+
+def small(name: str, recorded: dict[str, Tensor]) -> SpectralOperator:
+    shape = (3, 8, 8)
+    if name == "inpaint":
+        mask = torch.ones(64)
+        mask[recorded["inpaint/missing_pixels"]] = 0
+        return Mask(shape, mask.reshape(8, 8))
+    if name == "sr":
+        return average_pooling(shape, 4)
+    if name == "color":
+        return colorization(shape, (0.3333, 0.3334, 0.3333))
+    if name == "cs":
+        return WalshHadamard(shape, 4, recorded["cs/perm"])
+    return separable_blur(shape, recorded["blur/kernel1d"], border="zero")
+
+
+@pytest.mark.parametrize("name", ["inpaint", "sr", "color", "cs", "blur"])
+def test_operators_have_the_dense_matrices_that_ddrm_was_recorded_with(name: str) -> None:
+    recorded = load_file(FIXTURES / "restoration_ddrm.safetensors")
+    operator, A = small(name, recorded), recorded[f"{name}/A"]
+    # A'A does not depend on the order in which measurements are numbered.
+    units = torch.eye(192, dtype=torch.float64).reshape(192, 3, 8, 8)
+    gram = operator.adjoint(operator(units)).flatten(1)
+    assert (gram - A.mT @ A).abs().max() < 1e-12
+    expected = recorded[f"{name}/singulars"].sort(descending=True).values
+    own = operator.singulars.sort(descending=True).values
+    assert (own[: len(expected)] - expected).abs().max() < 1e-12

@@ -30,6 +30,7 @@ from diffit.restoration.operators import (
     check_measurement,
     colorization,
     compose,
+    enlarge,
     is_linear,
     is_spectral,
     separable_blur,
@@ -365,3 +366,14 @@ def test_conjugate_gradients_of_one_image_do_not_see_the_others() -> None:
     y[1] *= 1e-3
     alone = torch.cat([operator.pinv(row[None]) for row in y])
     assert torch.allclose(operator.pinv(y), alone, rtol=1e-4, atol=1e-7)
+
+
+def test_enlargement_puts_pixels_where_the_reduction_took_them() -> None:
+    place = torch.linspace(0, 3, 24, dtype=torch.float64)
+    wave = (place[:, None] + 0.5 * place).sin()[None, None]
+    inside = (slice(4, -4), slice(4, -4))
+    pooled = enlarge(average_pooling((1, 24, 24), 2)(wave), 2)
+    assert (pooled - wave)[..., *inside].abs().max() < 0.01
+    corners = enlarge(wave[..., ::2, ::2], 2, corner=True)
+    assert (corners - wave)[..., *inside].abs().max() < 0.001
+    assert (enlarge(wave[..., ::2, ::2], 2) - wave)[..., *inside].abs().max() > 0.05

@@ -35,7 +35,7 @@ def freeform(
 ) -> Tensor:
     """Strokes of a brush that turns now and then, as in DeepFill and LaMa (arXiv:2109.07161)."""
     side = min(height, width)
-    strokes, thickness = (3, side / 5) if thick else (6, side / 24)
+    strokes, thickness = (3, side / 8) if thick else (6, side / 24)
     y, x = np.mgrid[:height, :width]
     hole = np.zeros((height, width), dtype=bool)
     for _ in range(strokes):

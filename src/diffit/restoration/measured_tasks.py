@@ -59,7 +59,7 @@ def blur_and_decimate(factor: int) -> Task:
     def build(shape: Shape) -> Operator:
         return BlurDecimation(shape, kernel, factor)
 
-    return _fixed(f"sr{factor}-blur", about, build, show=_enlarged)
+    return _fixed(f"sr{factor}-blur", about, build, show=_enlarged_corners)
 
 
 def inpaint(name: str, about: str, mask: Callable[[int, int, np.random.Generator], Tensor]) -> Task:
@@ -169,6 +169,10 @@ def _bands(shape: Shape) -> Operator:
 
 def _enlarged(operator: Operator, y: Tensor) -> Tensor:
     return enlarge(y, operator.shape[1] // y.shape[2])
+
+
+def _enlarged_corners(operator: Operator, y: Tensor) -> Tensor:
+    return enlarge(y, operator.shape[1] // y.shape[2], corner=True)
 
 
 def _grey(operator: Operator, y: Tensor) -> Tensor:

@@ -16,17 +16,25 @@ def bicubic(shape: tuple[int, ...], factor: int) -> Separable:
     return Separable(shape, *(bicubic_rows(side, side // factor) for side in shape[1:]))
 
 
-def enlarge(y: Tensor, factor: int) -> Tensor:
-    """(..., h, w) to (..., h factor, w factor), the usual naive start of super-resolution."""
-    rows, columns = (bicubic_rows(side, side * factor).to(y) for side in y.shape[-2:])
+def enlarge(y: Tensor, factor: int, *, corner: bool = False) -> Tensor:
+    """(..., h, w) to (..., h factor, w factor), the usual naive start of super-resolution.
+
+    With ``corner`` a pixel of y lies where the top left one of its factor x factor does, as
+    after `BlurDecimation`; otherwise in their middle.
+    """
+    rows, columns = (bicubic_rows(n, n * factor, corner=corner).to(y) for n in y.shape[-2:])
     return rows @ y @ columns.T
 
 
-def bicubic_rows(length: int, size: int) -> Tensor:
-    """(size, length) float64 matrix that resizes a side of ``length`` pixels to ``size``."""
+def bicubic_rows(length: int, size: int, *, corner: bool = False) -> Tensor:
+    """(size, length) float64 matrix that resizes a side of ``length`` pixels to ``size``.
+
+    The ends of the two sides meet, or with ``corner`` the centres of their first pixels.
+    """
     scale = length / size
     stretch = max(scale, 1.0)
-    centres = (torch.arange(size, dtype=torch.float64) + 0.5) * scale - 0.5
+    offset = 0.0 if corner else 0.5
+    centres = (torch.arange(size, dtype=torch.float64) + offset) * scale - offset
     reach = int(2 * stretch) + 2
     taps = centres.floor()[:, None] + torch.arange(-reach, reach + 1)
     weights = _keys((taps - centres[:, None]).abs() / stretch)
