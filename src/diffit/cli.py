@@ -16,6 +16,7 @@ from diffit.errors import DiffitError, UsageError
 VERBS = {
     "demo": "train, sample and evaluate on real images that ship with the package",
     "train": "train a model from a configuration file or a preset",
+    "watch": "look on while a model is trained: curves, figures, warnings, a page",
     "sample": "draw images from a checkpoint",
     "evaluate": "measure images against a reference: FID, KID, precision, recall, ...",
     "data": "look at a data set, pack or encode it: `data inspect`, `data pack`, `data encode`",
