@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -316,3 +317,38 @@ def test_memory_is_bounded_by_the_window_not_by_the_set(folder: Path) -> None:
     next(reading)
     assert len(reading._places) == 0
     assert len(reading._needed) == 0
+
+
+def test_shards_in_a_bucket_come_through_fsspec(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in for s3fs that keeps files in memory and breaks off every third transfer."""
+    pytest.importorskip("fsspec")
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    monkeypatch.setattr("diffit.data.remote.pauses", lambda p, _: iter([0.01] * p.retries))
+    calls = itertools.count()
+
+    class Bucket(MemoryFileSystem):
+        protocol = "s3"
+        store: dict = {}  # noqa: RUF012  (fsspec's own way)
+        pseudo_dirs = [""]  # noqa: RUF012
+
+        def cat_file(self, path: str, **keywords):
+            if next(calls) % 3 == 2:
+                raise OSError("SlowDown: please reduce your request rate")
+            return super().cat_file(path, **keywords)
+
+        @classmethod
+        def _strip_protocol(cls, path: str) -> str:
+            return "/" + path.removeprefix("s3://").strip("/")
+
+    monkeypatch.setitem(sys.modules["fsspec.registry"]._registry, "s3", Bucket)
+    write_index(folder, COUNTS, classes=3)
+    for path in folder.iterdir():
+        Bucket().pipe_file(f"/bucket/{path.name}", path.read_bytes())
+    for address in ("s3://bucket/", "s3://bucket/s-00?.tar"):
+        cache = tmp_path / address[-4:-1]
+        with loader(address, cache=cache, batch=1, classes=3) as reading:
+            assert sorted(numbers(reading, TOTAL)) == list(range(TOTAL))
+    assert next(calls) > 16

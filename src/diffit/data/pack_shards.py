@@ -166,7 +166,9 @@ class Writer:
         with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
             while self._next is not None:
                 place, data = self._next
-                full = tar.offset + len(data) > self._most or count == MAX_IMAGES
+                # What follows an image: its label, headers, and the padding of the last record.
+                size = tar.offset + len(data) + 2 * tarfile.RECORDSIZE
+                full = size > self._most or count == MAX_IMAGES
                 if count and full:
                     break
                 number = self._order[place]

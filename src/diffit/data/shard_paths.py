@@ -15,6 +15,8 @@ from diffit.data.transports import expand
 from diffit.errors import DataError
 
 MAX_SHARDS = 1 << 21
+OPENING_RETRIES = 4
+"""Attempts at an index: its address may be mistyped, and somebody waits before an empty screen."""
 ENDINGS: dict[str, Kind] = {".tar": "tar", ".parquet": "parquet", ".arrow": "arrow"}
 
 
@@ -30,7 +32,9 @@ def find_shards(path: str, config: StreamConfig) -> Found:
     """The shards that a path stands for; none of them is opened."""
     if remote.is_remote(path) and path.endswith(("/", f"/{INDEX}")):
         at = path if path.endswith(INDEX) else path + INDEX
-        return _indexed(at, remote.read(at, most=MAX_INDEX_BYTES, patience=patience_of(config)))
+        patience = patience_of(config)
+        patience = patience._replace(retries=min(patience.retries, OPENING_RETRIES))
+        return _indexed(at, remote.read(at, most=MAX_INDEX_BYTES, patience=patience))
     local = Path(path.removeprefix("file://")).expanduser()
     if not remote.is_remote(path) and (found := _index_at(local)):
         return _indexed(str(found), _read_local(found))

@@ -124,8 +124,8 @@ def _filesystem(address: str) -> tuple[Any, str]:
             f"{protocol}:// needs fsspec{missing} ({_reason(error)}): "
             "pip install 'diffit-torch[streams]'"
         ) from None
-    except ValueError as error:
-        raise DataError(f"{address} cannot be read: {_reason(error)}") from None
+    except Exception as error:  # whatever a protocol's own library raises
+        raise DataError(f"{address} cannot be reached: {_reason(error)}") from None
     return filesystem, str(path)
 
 
