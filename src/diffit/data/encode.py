@@ -91,21 +91,24 @@ def encode(
     encode_parts(job, todo, lambda part: _is_there(job, part), processes, follow)
     with turn(lock_of(out)):
         if out.exists():  # another process, which had parts of it, was first
-            return _opened(out, dataset, finished, device)
+            latents = open_cache(out)
+            return Encoded(latents, _checked(latents, dataset, finished, device))
         for number in range(shards):
             _merge(job, number)
         finish(partial, facts, shards, codec=codec, source=source, versions=versions or {})
-        publish_checked(partial, out)
-    return _opened(out, dataset, finished, device)
+        # Before the cache has its name: afterwards the call is not repeated if it is killed.
+        psnr = _checked(open_cache(partial), dataset, finished, device)
+        return Encoded(publish_checked(partial, out), psnr)
 
 
-def _opened(
-    out: Path, dataset: Dataset, finished: Callable[[dict[str, Any]], Encoder], device: str
-) -> Encoded:
-    latents = open_cache(out)
+def _checked(
+    latents: LatentSet,
+    dataset: Dataset,
+    finished: Callable[[dict[str, Any]], Encoder],
+    device: str,
+) -> float:
     assert latents.index is not None
-    psnr = draw_check(latents, dataset, finished(latents.index.codec), device)
-    return Encoded(latents, psnr)
+    return draw_check(latents, dataset, finished(latents.index.codec), device)
 
 
 def publish_checked(partial: Path, out: Path) -> LatentSet:
