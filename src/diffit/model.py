@@ -100,8 +100,9 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        """Where the network is."""
-        return next(self.network.parameters()).device
+        """Where the network computes: where it is, but for parts that rest elsewhere."""
+        told: torch.device | None = getattr(self.network, "computes_on", None)
+        return told or next(self.network.parameters()).device
 
     def to(self, device: str | torch.device, *, dtype: torch.dtype | None = None) -> Self:
         """Move the model, and give the network another precision."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from diffit.averages import LONGEST, half_life_decay, power_decay
 from diffit.config import Settings
+from diffit.training.shards import fill_parts, own_part
 
 Decay = Callable[[int, int], float]
 """(batch, images seen after the step) to the share of the average that the step keeps."""
@@ -76,6 +77,8 @@ class AverageConfig(Settings):
 class Averages:
     """Copies of a network's tensors that follow its weights, one copy for each average.
 
+    Of a sharded network each process averages the part that it holds.
+
     Args:
         network: the trained network; the averages start as its present state.
         config: which averages to keep.
@@ -89,10 +92,10 @@ class Averages:
     @torch.no_grad()
     def update(self, *, batch: int, after: int) -> None:
         """Follow a step of ``batch`` images that ends ``after`` images into the run."""
-        current = self.network.state_dict()
+        current = {name: own_part(tensor) for name, tensor in self.network.state_dict().items()}
         moving = [name for name, tensor in current.items() if tensor.is_floating_point()]
         for name, decay in self.decays.items():
-            kept = self.tensors[name]
+            kept = {key: own_part(tensor) for key, tensor in self.tensors[name].items()}
             torch._foreach_lerp_(
                 [kept[key] for key in moving],
                 [current[key] for key in moving],
@@ -101,11 +104,9 @@ class Averages:
             for key in current.keys() - set(moving):
                 kept[key].copy_(current[key])
 
-    @torch.no_grad()
     def load(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Take the state of one average from a checkpoint."""
-        for key, tensor in self.tensors[name].items():
-            tensor.copy_(tensors[key])
+        fill_parts(self.tensors[name], tensors)
 
 
 def _copy(network: nn.Module) -> dict[str, Tensor]:

@@ -28,7 +28,7 @@ from diffit.distributed import (
     own_device,
     world,
 )
-from diffit.errors import CheckpointError, ConfigError, DiffitError
+from diffit.errors import CheckpointError, DiffitError
 from diffit.model import Model, build_model
 from diffit.networks.count import count_parameters
 from diffit.training.batches import described, index_of, open_loader, passed_over, positions
@@ -47,8 +47,15 @@ from diffit.training.inputs import Ahead, Inputs, draw_inputs
 from diffit.training.interrupts import Interrupts
 from diffit.training.journal import Journal
 from diffit.training.optim import learning_rate, set_rate
-from diffit.training.prepare import begin, build_objective, complete, open_training_data
+from diffit.training.prepare import (
+    begin,
+    build_objective,
+    complete,
+    open_training_data,
+    refuse_parallel,
+)
 from diffit.training.settings import RunConfig, TrainConfig
+from diffit.training.shards import Whole
 from diffit.training.state import State, save_averages, save_state
 from diffit.training.step import Objective, arithmetic
 from diffit.training.trouble import note_trouble
@@ -160,16 +167,12 @@ def _prepare(
     refuse_missing(config.train.wandb)
     if config.train.upload and is_first():
         open_target(config.train.upload)
-    if config.train.batch < world():
-        raise ConfigError(
-            f"train.batch {config.train.batch} is fewer images than {world()} processes; "
-            "make it larger, or start fewer"
-        )
     if config.train.init_from and not resume:
         recommended(config.train.init_from)
     dataset = open_training_data(config)
     config = complete(config, dataset)
     device = own_device(torch.device(device))
+    refuse_parallel(config.train, device)
     teacher = open_teacher(config, device)
     return dataset, _of_one_moment(config, teacher) if teacher else config, device, teacher
 
@@ -194,6 +197,7 @@ class Run:
     on_snapshot: OnSnapshot | None
     teacher: Teacher | None
     uploads: Uploads | None = None
+    drawing: bool = True
 
 
 @contextmanager
@@ -342,12 +346,15 @@ def keep(run: Run) -> None:
 
 def picture(run: Run) -> None:
     """Let the caller draw, from a model of its own with the recommended weights."""
-    if run.on_snapshot is None or not is_first():
+    if run.on_snapshot is None:
         return
     state = run.state
+    weights = Whole(state.tensors[run.config.train.ema.chosen])
+    if not (is_first() and run.drawing):
+        weights.pass_through()
+        return
     model = build_model(run.config.model)
-    chosen = run.config.train.ema.chosen
-    model.network.load_state_dict(state.tensors[chosen])
+    model.network.load_state_dict(dict(weights))
     model.network.requires_grad_(False)
     model.sampling = run.config.sampling
     model.to(state.model.device)
@@ -356,7 +363,7 @@ def picture(run: Run) -> None:
         run.on_snapshot(Snapshot(run.folder, folder, state.images, model, run.dataset, run.config))
     except CheckpointError as error:  # the autoencoder of latents is not at hand
         run.journal.say(f"no pictures in this run: {error}")
-        run.on_snapshot = None
+        run.drawing = False
     except (ValueError, DiffitError) as error:
         # A young network may draw what is not finite: no reason to end.
         run.journal.say(f"no pictures at {state.images} images: {error}")

@@ -7,6 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from diffit.training.shards import part_like
+
 Law = Literal["constant", "cosine", "linear", "inverse-sqrt", "step"]
 """How the learning rate falls after the warm-up."""
 
@@ -122,9 +124,12 @@ def load_optimizer_tensors(
     for key, value in tensors.items():
         name, quantity = key.rsplit("/", 1)
         p = parameters[name]
-        # The step counter stays where the optimiser put it: beside the weights when fused.
-        on = p.device if quantity != "step" or _is_fused(optimizer) else torch.device("cpu")
         # Copied: the tensors of a file may be views of it, which would keep it open.
+        if quantity != "step":
+            optimizer.state[p][quantity] = part_like(value, p.detach())
+            continue
+        # The step counter stays where the optimiser put it: beside the weights when fused.
+        on = p.device if _is_fused(optimizer) else torch.device("cpu")
         optimizer.state[p][quantity] = value.to(on, copy=True)
 
 

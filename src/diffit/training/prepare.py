@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,21 +13,20 @@ from diffit.data.layouts import layout_of
 from diffit.diffusion.denoiser import Denoiser
 from diffit.diffusion.formulation import build_formulation
 from diffit.diffusion.loss import LOSS_WEIGHTS, LossWeight
-from diffit.distributed import is_first
+from diffit.distributed import is_first, world
 from diffit.errors import ConfigError
 from diffit.generation import check
-from diffit.model import Model, ModelConfig, empty_model
+from diffit.model import Model, ModelConfig, build_model, empty_model
 from diffit.sealed import clear_leftovers
 from diffit.training.distill import Teacher
-from diffit.training.ema import Averages
 from diffit.training.latents import (
     open_training_latents,
     refuse_augmentation,
     with_codec,
 )
 from diffit.training.parallel import replicate
-from diffit.training.settings import RunConfig
-from diffit.training.state import State, fresh_state, restore_newest
+from diffit.training.settings import RunConfig, TrainConfig
+from diffit.training.state import State, new_state, newest_of, restore
 from diffit.training.step import Objective
 from diffit.training.transfer import carry_over, describe, write_report
 
@@ -89,18 +89,27 @@ def begin(
     """The state to go on from, and what the user should know about it."""
     for place in ("checkpoints", "averages") if is_first() else ():
         clear_leftovers(out / place)
-    state = fresh_state(config, device)
-    notes = restore_newest(state, out) if resume else []
-    if config.train.init_from and not state.images:
-        report = carry_over(state.model, config.train.init_from)
+    train = config.train
+    folder, notes = newest_of(out) if resume else (None, [])
+    sharded = train.parallel.kind == "fsdp" and world() > 1
+    # What is about to be filled needs no weights, which may not fit into one process.
+    model = (
+        empty_model(config.model)
+        if folder and sharded
+        else build_model(config.model, seed=train.seed)
+    )
+    if train.init_from and folder is None:
+        report = carry_over(model, train.init_from)
         if is_first():
             write_report(out / "carried.json", report)
         notes += describe(report)
-        state.averages = Averages(state.model.network, config.train.ema)
-    if config.train.activation_checkpointing:
-        state.model.network.activation_checkpointing = True  # type: ignore[assignment]
-    if config.train.compile:
-        compile_in_place(state.model.network)
+    if train.activation_checkpointing:
+        model.network.activation_checkpointing = True  # type: ignore[assignment]
+    if train.compile:
+        compile_in_place(model.network)
+    state = new_state(model, config, device)
+    if folder is not None:
+        restore(state, folder)
     return state, notes
 
 
@@ -122,10 +131,14 @@ def build_objective(state: State, config: RunConfig, teacher: Teacher | None = N
 
 
 def compile_in_place(network: nn.Module) -> None:
-    """Compile what training and sampling call; the names of the parameters stay what they are."""
-    network.compile()
-    if hasattr(network, "pyramid"):
-        network.pyramid = torch.compile(network.pyramid)  # type: ignore[assignment, arg-type]
+    """Compile the blocks, one after the other; the names of the parameters stay what they are.
+
+    Equal blocks share what was compiled, so that a deep network takes no longer than a shallow one,
+    and the blocks of a sharded network are put together outside of compiled code.
+    """
+    blocks: Any = network.blocks  # of the contract `Network`
+    for block in blocks():
+        block.compile()
 
 
 def loss_weight(state: State, config: RunConfig) -> LossWeight | None:
@@ -145,6 +158,27 @@ def _refuse_linear(model: ModelConfig) -> None:
             "train with ternary or dense layers, and make others of them with `diffit quantize`"
         )
     empty_model(model)
+
+
+def refuse_parallel(train: TrainConfig, device: torch.device) -> None:
+    """ConfigError if the processes that there are cannot share the work so."""
+    if train.batch < world():
+        raise ConfigError(
+            f"train.batch {train.batch} is fewer images than {world()} processes; make it larger, "
+            "or start fewer"
+        )
+    if train.parallel.kind != "fsdp":
+        return
+    if train.parallel.offload and device.type != "cuda":
+        raise ConfigError(
+            f"train.parallel.offload is for GPUs, and this is {device.type}; leave it out"
+        )
+    if train.batch % world():
+        # Every process calls every block equally often, or they wait for each other for ever.
+        raise ConfigError(
+            f"train.batch {train.batch} is no multiple of {world()} processes, as "
+            "train.parallel.kind fsdp needs; choose one, or ddp"
+        )
 
 
 def _refuse_missing_inputs(config: RunConfig) -> None:

@@ -10,6 +10,7 @@ from diffit.generation import SamplingConfig
 from diffit.model import ModelConfig
 from diffit.training.ema import AverageConfig
 from diffit.training.optim import Decayed, Law
+from diffit.training.parallel import ParallelConfig
 
 
 class TrainConfig(Settings):
@@ -67,10 +68,11 @@ class TrainConfig(Settings):
     """fp32, or automatic mixed precision in bf16 or (with a loss scale) fp16."""
     tf32: bool = False
     """Allow TF32 products on NVIDIA cards; faster, with 10 bits of mantissa."""
+    parallel: ParallelConfig = ParallelConfig()
     compile: bool = False
-    """Compile the network with torch.compile."""
+    """Compile the network's blocks with torch.compile."""
     activation_checkpointing: bool = False
-    """Compute activations again in the backward pass instead of keeping them."""
+    """Compute activations again in the backward pass, block by block, instead of keeping them."""
     threads: int = Field(default=0, ge=0, le=1024)
     """CPU threads of PyTorch; 0 leaves its own choice."""
 
@@ -115,6 +117,8 @@ class TrainConfig(Settings):
                 "train.decay step needs train.decay_from, after how many images the rate drops, "
                 "and train.lr_end, to which share of it"
             )
+        if self.parallel.gather == "bf16" and self.precision != "bf16":
+            raise ValueError("train.parallel.gather bf16 needs train.precision bf16")
         if self.teacher_share and not self.teacher:
             raise ValueError("train.teacher_share needs train.teacher, a checkpoint to learn from")
         return self
@@ -136,9 +140,9 @@ CHANGEABLE = frozenset(
         "train.log_every", "train.checkpoint_every", "train.keep_last", "train.keep_every",
         "train.upload",
         "train.snapshot_every", "train.snapshot_images", "train.tensorboard", "train.wandb",
-        "data.workers", "data.memory", "data.stream.cache", "data.stream.cache_gib",
-        "data.stream.retries", "data.stream.timeout", "data.stream.max_bad",
-        "data.stream.max_bad_shards", "train.ema.default", "sampling",
+        "train.parallel", "data.workers", "data.memory", "data.stream.cache",
+        "data.stream.cache_gib", "data.stream.retries", "data.stream.timeout",
+        "data.stream.max_bad", "data.stream.max_bad_shards", "train.ema.default", "sampling",
     }
 )  # fmt: skip
 """What may differ when a run is resumed: nothing that the trained weights depend on but length."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from diffit import sealed
-from diffit.checkpoint import checkpoint_folder, newest, prune, save_model
+from diffit.checkpoint import POWER, checkpoint_folder, newest, prune, save_model
 from diffit.config import to_yaml
 from diffit.distributed import is_first, of_first
 from diffit.errors import CheckpointError
@@ -24,8 +24,10 @@ from diffit.training.optim import (
     load_optimizer_tensors,
     optimizer_tensors,
 )
+from diffit.training.parallel import is_sharded, shard
 from diffit.training.room import refuse_little_room
 from diffit.training.settings import RunConfig
+from diffit.training.shards import Whole, fill_parts
 
 FIRST_SCALE = 2.0**16
 """Loss scale of the first fp16 step; it halves until gradients stay finite."""
@@ -69,8 +71,20 @@ class State:
 
 def fresh_state(config: RunConfig, device: torch.device) -> State:
     """The state before the first step."""
+    return new_state(build_model(config.model, seed=config.train.seed), config, device)
+
+
+def new_state(model: Model, config: RunConfig, device: torch.device) -> State:
+    """The state before the first step of a model, whose weights may be those of `empty_model`.
+
+    Of a sharded run each process keeps its part.
+    """
     train = config.train
-    model = build_model(config.model, seed=train.seed).to(device)
+    shard(model.network, train.parallel, device)
+    if any(p.is_meta for p in model.network.parameters()):
+        model.network.to_empty(device="cpu" if train.parallel.offload else device)
+    elif not is_sharded(model.network):
+        model.to(device)
     optimizer = build_optimizer(
         model.network,
         name=train.optimizer,
@@ -89,7 +103,9 @@ def save_state(state: State, run: Path, config: RunConfig) -> None:
 
     All processes call it, the first one writes.
     """
+    sets = {name: Whole(parts) for name, parts in state.tensors.items()}
     if not is_first():
+        _pass_through(sets)
         return
     train = config.train
     content: dict[str, Any] = {
@@ -101,9 +117,8 @@ def save_state(state: State, run: Path, config: RunConfig) -> None:
         "meter": state.meter.state,
         "streams": state.streams,
     }
-    folder, tensors = checkpoint_folder(run, state.images), state.tensors
-    refuse_little_room(run, tensors)
-    save_model(folder, config, tensors, content)
+    refuse_little_room(run, state.tensors)
+    save_model(checkpoint_folder(run, state.images), config, sets, content)
     prune(run, keep_last=train.keep_last, keep_every=train.keep_every)
 
 
@@ -112,9 +127,10 @@ def save_averages(state: State, run: Path, config: RunConfig) -> None:
 
     All processes call it, the first one writes.
     """
+    kept = {name: Whole(t) for name, t in state.averages.tensors.items() if name.startswith(POWER)}
     if not is_first():
+        _pass_through(kept)
         return
-    kept = {name: t for name, t in state.averages.tensors.items() if name.startswith("ema-power-")}
     sealed.write_sealed(
         run / "averages" / f"{state.images:012d}",
         config=to_yaml(config),
@@ -123,16 +139,20 @@ def save_averages(state: State, run: Path, config: RunConfig) -> None:
     )
 
 
-def restore_newest(state: State, run: Path) -> list[str]:
-    """Continue where the newest intact checkpoint of a run stands; what to tell the user.
+def _pass_through(sets: Mapping[str, Whole]) -> None:
+    """What another process writes, it cannot put together alone."""
+    for whole in sets.values():
+        whole.pass_through()
+
+
+def newest_of(run: Path) -> tuple[Path | None, list[str]]:
+    """The newest intact checkpoint of a run; what to tell the user.
 
     Damaged ones are set aside under another name, so that none counts among those to keep. All
     processes call it; the first one looks and verifies, for all.
     """
     folder, notes = of_first(lambda: _choose(run))
-    if folder is not None:
-        _restore(state, Path(folder))
-    return list(notes)
+    return None if folder is None else Path(folder), list(notes)
 
 
 def _choose(run: Path) -> tuple[str | None, list[str]]:
@@ -151,10 +171,11 @@ def _choose(run: Path) -> tuple[str | None, list[str]]:
     return None if found.folder is None else str(found.folder), notes
 
 
-def _restore(state: State, folder: Path) -> None:
+def restore(state: State, folder: Path) -> None:
+    """Continue where a checkpoint stands, written by however many processes."""
     content = read_state(folder)
     network = state.model.network
-    network.load_state_dict(read_tensors(folder, "model"))
+    fill_parts(network.state_dict(), read_tensors(folder, "model"))
     load_optimizer_tensors(state.optimizer, network, read_tensors(folder, "optimizer"))
     for name in state.averages.tensors:
         state.averages.load(name, read_tensors(folder, name))

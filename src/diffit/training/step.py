@@ -5,12 +5,15 @@ losses of the whole batch, the norm of the whole gradient, and what any of them 
 """
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from diffit.diffusion.loss import LossWeight, denoising_loss
 from diffit.distributed import gather_numbers, world
@@ -118,7 +121,8 @@ class Objective:
         gradients = [p.grad for p in self.model.network.parameters() if p.grad is not None]
         if self._factor != 1:
             torch._foreach_mul_(gradients, 1 / self._factor)
-        return torch.nn.utils.get_total_norm(gradients)
+        norm = torch.nn.utils.get_total_norm(gradients)
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
     def clip(self, norm: float, limit: float | None) -> None:
         """Scale the gradients, whose norm is known, down to a norm of at most ``limit``."""
@@ -128,7 +132,17 @@ class Objective:
 
     def culprits(self, inputs: Inputs) -> dict[int, float]:
         """Place in this process's part of each image whose own loss or gradient is not finite,
-        and the loss."""
+        and the loss.
+
+        Of a sharded network by the losses alone: no process has the gradient of one image.
+        """
+        if isinstance(self.model.network, FSDPModule):
+            with torch.no_grad():
+                losses = self.losses(inputs).tolist()
+            # What lies around the blocks stays whole for a backward pass, which does not come.
+            self.model.network.reshard()
+            self._clear()
+            return {i: loss for i, loss in enumerate(losses) if not math.isfinite(loss)}
         found = {}
         for place in range(len(inputs.number)):
             self._clear()

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 
-from diffit.distributed import gather, is_first
+from diffit.distributed import agreed, gather, is_first
 from diffit.errors import DiffitError
 from diffit.training.inputs import Inputs
 from diffit.training.state import State
@@ -61,12 +61,13 @@ def note_trouble(
     if is_first():
         with file.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(record) + "\n")
-    if state.bad >= patience:
-        raise DivergedError(
-            f"loss or gradient was not finite in {state.bad} steps in a row, at {state.images} "
-            f"images, so the run has ended; {file} lists the images; start again with a lower "
-            "train.lr or with train.clip"
-        )
+    with agreed():
+        if state.bad >= patience:
+            raise DivergedError(
+                f"loss or gradient was not finite in {state.bad} steps in a row, at "
+                f"{state.images} images, so the run has ended; {file} lists the images; start "
+                "again with a lower train.lr or with train.clip"
+            )
     who = f"images {record['indices']} of the data" if found else "no single image"
     return f"step skipped at {state.images} images: not finite because of {who}; see {file}"
 
