@@ -73,11 +73,9 @@ def sums(run: Path, images: int = 160) -> dict:
 
 
 def lines(run: Path) -> list[dict]:
-    clocks = ("images_per_second", "seconds")
-    return [
-        {key: value for key, value in line.items() if key not in clocks}
-        for line in read_metrics(run / "metrics.jsonl")
-    ]
+    """What the metrics say of the steps, without clocks and memory."""
+    kept = ("images", "loss", "loss_by_level", "gradient_norm", "skipped", "lr")
+    return [{key: line[key] for key in kept} for line in read_metrics(run / "metrics.jsonl")]
 
 
 def distance(ours: dict, theirs: dict) -> float:

@@ -139,8 +139,6 @@ class Objective:
         if isinstance(self.model.network, FSDPModule):
             with torch.no_grad():
                 losses = self.losses(inputs).tolist()
-            # What lies around the blocks stays whole for a backward pass, which does not come.
-            self.model.network.reshard()
             self._clear()
             return {i: loss for i, loss in enumerate(losses) if not math.isfinite(loss)}
         found = {}
@@ -154,6 +152,9 @@ class Objective:
         return found
 
     def _clear(self) -> None:
+        if isinstance(self.model.network, FSDPModule):
+            # A forward pass without a backward one leaves whole what lies around the blocks.
+            self.model.network.reshard()
         for p in self.model.network.parameters():
             p.grad = None
 
