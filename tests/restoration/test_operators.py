@@ -33,6 +33,7 @@ from diffit.restoration.operators import (
     enlarge,
     is_linear,
     is_spectral,
+    radon,
     separable_blur,
     stack,
 )
@@ -377,3 +378,13 @@ def test_enlargement_puts_pixels_where_the_reduction_took_them() -> None:
     corners = enlarge(wave[..., ::2, ::2], 2, corner=True)
     assert (corners - wave)[..., *inside].abs().max() < 0.001
     assert (enlarge(wave[..., ::2, ::2], 2) - wave)[..., *inside].abs().max() > 0.05
+
+
+def test_projections_that_are_not_kept_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    angles = torch.linspace(0, 3, 5)
+    x, y = draw((2, 9, 7), torch.float32, 3), draw((2, 5, 14), torch.float32, 4)
+    kept = Radon((2, 9, 7), angles)
+    monkeypatch.setattr(radon, "MAX_KEPT", 2 * 3 * 63)
+    other = Radon((2, 9, 7), angles)
+    assert torch.equal(other(x), kept(x))
+    assert torch.equal(other.adjoint(y), kept.adjoint(y))

@@ -73,7 +73,8 @@ class Task:
     def degrade(self, clean: Tensor, generator: np.random.Generator) -> Tensor:
         """A clean (C, H, W) image in [-1, 1] as the degraded picture of the same shape."""
         if self.synthesise is not None:
-            return self.synthesise(clean, generator).clamp(-1, 1)
+            # Synthesis draws on the CPU, wherever the image is.
+            return self.synthesise(clean.cpu().float(), generator).clamp(-1, 1).to(clean)
         shape = tuple(clean.shape)
         seed = int(generator.integers(1 << 62)) if self.varies else 0
         operator = self.operator(shape, seed) if self.varies else _fixed(self, shape)

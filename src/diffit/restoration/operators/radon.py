@@ -1,12 +1,16 @@
 """Computed tomography with parallel beams: the Radon transform and its exact adjoint (task 26)."""
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from diffit.restoration.operators.operator import LinearOperator
 from diffit.restoration.operators.tensors import Constant
+
+MAX_KEPT = 1 << 25
+"""How many weights are kept in memory, each with the number of its detector."""
 
 
 class Radon(LinearOperator):
@@ -29,24 +33,22 @@ class Radon(LinearOperator):
         self._detectors = math.ceil(math.hypot(shape[1], shape[2])) + 2
         self.measured = (shape[0], len(angles), self._detectors)
         self._scale = 1 / max(shape[1:])
-        shadows = [_shadow(shape, float(angle), self._detectors) for angle in self.angles]
-        self._bins = torch.stack([bins for bins, _ in shadows])
-        self._weights = Constant(torch.stack([weights for _, weights in shadows]) * self._scale)
+        # What fits is kept; many angles of a large image are computed anew each time.
+        count = MAX_KEPT // (3 * shape[1] * shape[2])
+        self._kept = [self._shadow(angle) for angle in self.angles[:count].tolist()]
 
     def __call__(self, x: Tensor) -> Tensor:
-        flat, weights = x.flatten(2), self._weights.like(x)
-        projections = []
-        for bins, weight in zip(self._bins.to(x.device), weights, strict=True):
-            values = (flat[:, :, None] * weight).flatten(2)
+        flat, projections = x.flatten(2), []
+        for bins, weights in self._shadows():
+            values = (flat[:, :, None] * weights.like(x)).flatten(2)
             line = x.new_zeros(*x.shape[:2], self._detectors)
-            projections.append(line.index_add(2, bins.flatten(), values))
+            projections.append(line.index_add(2, bins.flatten().to(x.device), values))
         return torch.stack(projections, dim=2)
 
     def adjoint(self, y: Tensor) -> Tensor:
         image = y.new_zeros(len(y), self.shape[0], self.shape[1] * self.shape[2])
-        weights = self._weights.like(y)
-        for k, bins in enumerate(self._bins.to(y.device)):
-            image = image + (y[:, :, k][..., bins] * weights[k]).sum(2)
+        for line, (bins, weights) in zip(y.unbind(2), self._shadows(), strict=True):
+            image = image + (line[..., bins.to(y.device)] * weights.like(y)).sum(2)
         return image.reshape(len(y), *self.shape)
 
     def back_projection(self, y: Tensor) -> Tensor:
@@ -65,18 +67,21 @@ class Radon(LinearOperator):
         scale = math.pi / len(self.angles) / self._scale**2
         return self.adjoint(filtered[..., : self._detectors]) * scale
 
+    def _shadows(self) -> Iterator[tuple[Tensor, Constant]]:
+        yield from self._kept
+        yield from map(self._shadow, self.angles[len(self._kept) :].tolist())
 
-def _shadow(shape: tuple[int, ...], angle: float, detectors: int) -> tuple[Tensor, Tensor]:
-    """For one angle, (3, H W) numbers of the detectors that a pixel reaches, and its shares."""
-    height, width = shape[1:]
-    y = torch.arange(height, dtype=torch.float64)[:, None] - (height - 1) / 2
-    x = torch.arange(width, dtype=torch.float64) - (width - 1) / 2
-    centre = (x * math.cos(angle) + y * math.sin(angle)).flatten() + (detectors - 1) / 2
-    bins = centre.round().long() + torch.arange(-1, 2)[:, None]
-    # The shadow is a box of width |cos| convolved with one of width |sin|.
-    a, b = (max(abs(side), 1e-6) for side in (math.cos(angle), math.sin(angle)))
-    edges = bins - centre
-    return bins, _below(edges + 0.5, a, b) - _below(edges - 0.5, a, b)
+    def _shadow(self, angle: float) -> tuple[Tensor, Constant]:
+        """For one angle, (3, H W) numbers of the detectors that a pixel reaches, and its shares."""
+        height, width = self.shape[1:]
+        y = torch.arange(height, dtype=torch.float64)[:, None] - (height - 1) / 2
+        x = torch.arange(width, dtype=torch.float64) - (width - 1) / 2
+        place = (x * math.cos(angle) + y * math.sin(angle)).flatten() + (self._detectors - 1) / 2
+        bins = place.round().long() + torch.arange(-1, 2)[:, None]
+        # The shadow is a box of width |cos| convolved with one of width |sin|.
+        a, b = (max(abs(side), 1e-6) for side in (math.cos(angle), math.sin(angle)))
+        edges = bins - place
+        return bins, Constant((_below(edges + 0.5, a, b) - _below(edges - 0.5, a, b)) * self._scale)
 
 
 def _below(u: Tensor, a: float, b: float) -> Tensor:
