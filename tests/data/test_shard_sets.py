@@ -275,3 +275,39 @@ def test_damaged_and_foreign_tables_are_refused(tmp_path: Path) -> None:
     (tmp_path / "b.parquet").write_bytes(whole[:middle] + bytes(300) + whole[middle + 300 :])
     with pytest.raises(DataError, match=r"damaged|bytes"):
         [opened(tmp_path / "b.parquet", stream=cache)[i] for i in range(20)]
+
+
+def test_what_a_killed_process_left_of_a_fetch_is_cleared(tmp_path: Path) -> None:
+    write_index(write_shards(tmp_path / "set", [2]), [2])
+    stream = StreamConfig(cache=str(tmp_path / "cache"))
+    with serving(tmp_path / "set") as server:
+        found = opened(f"{server.address}/", stream=stream)
+        name = found.copies._name(0)
+        (tmp_path / "cache").mkdir()
+        (tmp_path / "cache" / f".{name}.4711.partial").write_bytes(b"half")
+        (tmp_path / "cache" / name.replace("shard", "claim")).write_bytes(b"")
+        assert number_of(found[1].image) == 1
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [name]
+
+
+def test_remote_parquet_files_are_fetched_and_unpacked(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    (tmp_path / "set").mkdir()
+    parquet_of(tmp_path / "set" / "a.parquet", range(10), classes=2)
+    stream = StreamConfig(cache=str(tmp_path / "cache"))
+    with serving(tmp_path / "set") as server:
+        found = opened(f"{server.address}/a.parquet", size=4, channels=3, stream=stream)
+        assert found.classes == ("class 0", "class 1")
+        assert [number_of(found[0, i].image) for i in range(10)] == list(range(10))
+    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".shard"]
+
+
+def test_a_replaced_file_is_fetched_anew(tmp_path: Path) -> None:
+    """Without an index the size tells; with one its checksum does."""
+    write_shards(tmp_path / "set", [2])
+    stream = StreamConfig(cache=str(tmp_path / "cache"))
+    with serving(tmp_path / "set") as server:
+        path = f"{server.address}/s-000.tar"
+        assert number_of(opened(path, stream=stream)[0, 1].image) == 1
+        write_tar(tmp_path / "set" / "s-000.tar", samples(range(10, 30)))
+        assert number_of(opened(path, stream=stream)[0, 1].image) == 11

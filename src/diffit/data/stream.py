@@ -250,7 +250,9 @@ class StreamLoader:
         self._places.append(Place(number, source, key, of, after))
         if of is not None:
             self._needed[source, of] += 1
-            self._ask(source, of)
+            if self._needed[source, of] == 1:
+                self._ask(source, of)
+                self._keep_copies(source)
 
     def _ask(self, source: int, shard: int) -> "Future[Any] | None":
         data = self._mixture.sources[source]
@@ -282,10 +284,9 @@ class StreamLoader:
 
     def _open(self, source: int, shard: int) -> int | None:
         """Images of a shard that can be read; None if it cannot be."""
-        if (source, shard) in self._faults.shards:
-            return None
         data = self._mixture.sources[source]
-        assert isinstance(data, ShardSet)
+        if not isinstance(data, ShardSet) or (source, shard) in self._faults.shards:
+            return None
         try:
             future = self._ask(source, shard)
             if future is not None:
@@ -369,6 +370,10 @@ class StreamLoader:
         for key in gone:
             self._fetcher.forget(key)
         for source in {source for source, _ in gone}:
-            data = self._mixture.sources[source]
-            if isinstance(data, ShardSet):
-                data.copies.in_use = frozenset(j for k, j in self._needed if k == source)
+            self._keep_copies(source)
+
+    def _keep_copies(self, source: int) -> None:
+        """Tell a source which of its copies must stay."""
+        data = self._mixture.sources[source]
+        if isinstance(data, ShardSet):
+            data.copies.in_use = frozenset(j for k, j in self._needed if k == source)
