@@ -11,6 +11,7 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from diffit.arguments import read_arguments
 from diffit.checkpoint import checkpoints
+from diffit.commands.train_estimate import DryRunArgs, estimate
 from diffit.config import Settings, parse
 from diffit.data import DataConfig
 from diffit.distributed import agreed, is_first, join, pick_device, restarted
@@ -28,6 +29,7 @@ from diffit.training.settings import RunConfig, TrainConfig, changeable, changes
 
 USAGE = """usage: diffit train CONFIG --out RUN [--SETTING VALUE ...]
        diffit train --resume RUN [--train.images N ...]
+       diffit train CONFIG --dry-run [--processes N] [--SETTING VALUE ...]
 
 Train a model. CONFIG is a YAML file or one of the presets:
 
@@ -37,9 +39,11 @@ Every setting can be replaced, such as --train.lr 2e-4 or --data.path my-images;
 `diffit train CONFIG --help` lists them with the values of CONFIG. --model.linear ternary makes the
 linear layers ternary. Ctrl-C ends a run with a checkpoint after the step it is in; --resume
 continues it as if it had never stopped. --processes N trains with N processes on this machine;
-torchrun and srun can start them too, on many."""
+torchrun and srun can start them too, on many. --dry-run says what a run would take and trains
+nothing."""
 
 OR_RESUME = "--or-resume"
+DRY_RUN = "--dry-run"
 LINEAR = "--model.linear"
 """Chooses a kind of linear layers, and with it which settings `model.linear` has."""
 
@@ -87,10 +91,11 @@ class ResumeArgs(Settings):
     """How often they are started again, from the newest checkpoint, when one of them fails."""
 
 
-A = TypeVar("A", Args, ResumeArgs)
+A = TypeVar("A", Args, ResumeArgs, DryRunArgs)
+AnyArgs = Args | ResumeArgs | DryRunArgs
 
 
-def read(argv: Sequence[str], *, prog: str) -> Args | ResumeArgs:
+def read(argv: Sequence[str], *, prog: str) -> AnyArgs:
     """The arguments, the same in all processes of a run, or one refusal for all."""
     if argv and argv[0] in ("-h", "--help"):
         print(usage())
@@ -113,7 +118,7 @@ def _again(argv: Sequence[str]) -> Sequence[str]:
     return ["--resume", out, *(word for word in rest if word != OR_RESUME)]
 
 
-def _read_all(argv: Sequence[str], *, prog: str) -> Args | ResumeArgs:
+def _read_all(argv: Sequence[str], *, prog: str) -> AnyArgs:
     """First the configuration, since it decides which settings there are."""
     run = _value_of("--resume", argv)
     if run is not None:
@@ -134,6 +139,8 @@ def _read_all(argv: Sequence[str], *, prog: str) -> Args | ResumeArgs:
     config, prog = read_config(name), f"{prog} {name}"
     if (linear := _value_of(LINEAR, rest)) is not None:
         config, rest = _with_linear(config, linear, prog), _without(LINEAR, rest)
+    if DRY_RUN in rest:
+        return _read(DryRunArgs, rest, config, prog=prog)
     return _read(Args, rest, config, prog=prog, out=tyro.MISSING)
 
 
@@ -144,8 +151,11 @@ def usage() -> str:
     return USAGE.format(presets="\n".join(f"  {name:{width}}  {known[name]}" for name in known))
 
 
-def run(args: Args | ResumeArgs) -> None:
-    """Train; exit code 130 if interrupted."""
+def run(args: AnyArgs) -> None:
+    """Train, or say what that would take; exit code 130 if interrupted."""
+    if isinstance(args, DryRunArgs):
+        estimate(args)
+        return
     config = _config(args)
     folder = args.out if isinstance(args, Args) else args.resume
     with agreed():
