@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from diffit.data import ShardSet, open_dataset
+from diffit.data.arrow import unpack
 from diffit.data.images import to_png, write_png
 from diffit.data.shard_index import Shard, ShardIndex, read_index, to_json
 from diffit.data.shard_paths import expand_braces
@@ -311,3 +313,31 @@ def test_a_replaced_file_is_fetched_anew(tmp_path: Path) -> None:
         assert number_of(opened(path, stream=stream)[0, 1].image) == 1
         write_tar(tmp_path / "set" / "s-000.tar", samples(range(10, 30)))
         assert number_of(opened(path, stream=stream)[0, 1].image) == 11
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet", "arrow"])
+def test_whatever_bytes_are_damaged_the_answer_is_one_sentence(tmp_path: Path, kind: str) -> None:
+    if kind == "tar":
+        whole = write_tar(tmp_path / "whole", samples(range(6), classes=2)).read_bytes()
+    else:
+        pytest.importorskip("pyarrow")
+        parquet_of(tmp_path / "whole", range(20), classes=2)
+        unpack(tmp_path / "whole", tmp_path / "unpacked")
+        chosen = "whole" if kind == "parquet" else "unpacked"
+        whole = (tmp_path / chosen).read_bytes()
+    rng, answers = np.random.default_rng(0), list[str]()
+    for _ in range(60):
+        damaged = bytearray(whole)
+        for at in rng.integers(len(whole), size=rng.integers(1, 6)):
+            damaged[at] = rng.integers(256)
+        end = rng.integers(len(whole) // 2, 2 * len(whole))
+        (tmp_path / f"a.{kind}").write_bytes(damaged[:end])
+        try:
+            stream = StreamConfig(cache=str(tmp_path / "cache"), classes=2)
+            found = opened(tmp_path / f"a.{kind}", size=4, channels=3, stream=stream)
+            for i in range(len(found)):
+                assert found[i].image.shape == (3, 4, 4)
+        except DataError as error:
+            answers.append(str(error))
+    assert len(answers) > 20
+    assert not any("\n" in answer for answer in answers)

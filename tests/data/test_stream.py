@@ -352,3 +352,18 @@ def test_shards_in_a_bucket_come_through_fsspec(
         with loader(address, cache=cache, batch=1, classes=3) as reading:
             assert sorted(numbers(reading, TOTAL)) == list(range(TOTAL))
     assert next(calls) > 16
+
+
+def test_machines_fetch_shards_of_their_own_where_there_are_lanes(tmp_path: Path) -> None:
+    """Two processes with a cache each: together they fetch each shard once, not twice."""
+    counts = [8] * 12
+    write_index(write_shards(tmp_path / "set", counts), counts)
+    for lanes, twice in ((2, False), (1, True)):
+        with serving(tmp_path / "set") as server:
+            for rank in range(2):
+                keywords = {"rank": rank, "world": 2, "lanes": lanes, "window": 1}
+                cache = tmp_path / f"cache-{lanes}-{rank}"
+                with loader(f"{server.address}/", cache=cache, **keywords) as reading:
+                    numbers(reading, 8)
+            asked = {name: n for name, n in server.asked.items() if name.endswith(".tar")}
+        assert (max(asked.values()) == 2) == twice

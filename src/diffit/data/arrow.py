@@ -53,14 +53,20 @@ class ArrowShard:
             source = arrow.memory_map(str(path))
             try:
                 table = arrow.ipc.open_file(source).read_all()
-            except arrow.ArrowInvalid:
+            except Exception:  # it is a stream then, or damaged
                 source.seek(0)
                 table = arrow.ipc.open_stream(source).read_all()
-        except (arrow.ArrowException, OSError) as error:
+        except Exception as error:  # whatever a damaged file leads Arrow to
             raise DataError(
                 f"{self.name} is no Arrow file, or a damaged one: {_line(error)}"
             ) from None
         self.columns = find_columns(table.schema, self.name, image=image, label=label)
+        wanted = [self.columns.image, *([self.columns.label] if self.columns.label else [])]
+        try:
+            # Arrow believes the offsets in a file: damaged ones would lead out of its memory.
+            table.select(wanted).validate(full=True)
+        except Exception as error:
+            raise DataError(f"{self.name} is damaged: {_line(error)}; restore it") from None
         self._images = table.column(self.columns.image)
         self._labels = table.column(self.columns.label) if self.columns.label else None
 
@@ -112,10 +118,12 @@ def unpack(path: Path, to: Path, *, name: str = "", image: str = "", label: str 
                 raise DataError(f"{name} holds no rows; remove it")
             writer.close()
         partial.replace(to)
-    except arrow.ArrowException as error:
-        raise DataError(f"{name} is damaged: {_line(error)}; restore it") from None
+    except DataError:
+        raise
     except OSError as error:
         raise DataError(f"{name} cannot be unpacked to {to.parent}: {_line(error)}") from None
+    except Exception as error:  # whatever a damaged file leads Arrow to
+        raise DataError(f"{name} is damaged: {_line(error)}; restore it") from None
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()
@@ -191,12 +199,12 @@ def _may_be_label(field: Any, features: dict[str, Any]) -> bool:
 
 @contextlib.contextmanager
 def _parquet(path: Path, name: str) -> Any:
-    arrow = _pyarrow()
+    _pyarrow()
     import pyarrow.parquet
 
     try:
         file = pyarrow.parquet.ParquetFile(str(path), memory_map=True)
-    except (arrow.ArrowException, OSError) as error:
+    except Exception as error:  # whatever a damaged file leads Arrow to
         raise DataError(f"{name} is no parquet file, or a damaged one: {_line(error)}") from None
     with file:
         yield file

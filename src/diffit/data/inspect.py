@@ -138,7 +138,7 @@ def _survey_shards(path: str, follow: Follow) -> tuple[Survey, _Collector]:
     told = "with an index" if index else "without an index"
     found = Survey(path, f"{dataset.shards} {place.kind} shards, {told}")
     collector = _Collector(index.images if index else SHEET_IMAGES * dataset.shards)
-    labels, names = Counter[int](), index.classes if index else ()
+    labels, names, others = Counter[int](), index.classes if index else (), 0
     for j in follow(range(dataset.shards)):
         try:
             opened = dataset.open(j)
@@ -152,6 +152,9 @@ def _survey_shards(path: str, follow: Follow) -> tuple[Survey, _Collector]:
             if image is not None:
                 labels[opened.label(i)] += 1
                 collector.add(found.images, shown, image)
+        others += opened.passed_over
+    if others:
+        found.notes.append(f"{others} files in the shards are neither images nor labels")
     _count_labels(found, labels, names)
     return found, collector
 
