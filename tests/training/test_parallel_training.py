@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from together import without_last
 
-from diffit.checkpoint import checkpoint_folder, checkpoints
+from diffit.checkpoint import checkpoint_folder, checkpoints, load, weights_in
 from diffit.model import build_model
 from diffit.sealed import read_state
 from diffit.training.journal import read_metrics
@@ -113,6 +114,25 @@ def test_sharded_weights_are_those_of_one_process(folder, name):
         assert ours.keys() == theirs.keys()
         for key, tensor in ours.items():
             assert torch.allclose(tensor, theirs[key], rtol=1e-5, atol=1e-7), key
+
+
+def test_a_checkpoint_in_pieces_is_one_for_whoever_reads_it(folder, tmp_path):
+    pieces = checkpoint_folder(folder / "fsdp", 128)
+    assert set(read_state(pieces)["pieces"]) == {*load_names(folder / "one"), "optimizer"}
+    assert "pieces" not in read_state(checkpoint_folder(folder / "fsdp", 160))
+    # Sharded processes, who read their parts of it, go on as if nothing had been.
+    assert sums(folder / "again") == sums(folder / "fsdp")
+    # So does a process that is alone, but for the order of sums; and sampling reads it as it is.
+    without_last(folder / "fsdp", tmp_path / "alone")
+    train(tiny_run(images=160), tmp_path / "alone", quiet=True, resume=True)
+    assert difference(tmp_path / "alone", folder / "one") < 1e-4
+    read = load(pieces, weights="model").network.state_dict()
+    whole = load(checkpoint_folder(folder / "one", 128), weights="model").network.state_dict()
+    assert distance(read, whole) < 1e-4
+
+
+def load_names(run: Path) -> list[str]:
+    return weights_in(checkpoint_folder(run, 160))
 
 
 def test_a_run_goes_from_one_to_two_to_three_processes_and_back(folder):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -62,6 +63,12 @@ def at_step(images, act):
     loop.take_step = stepping
 
 
+def without_last(run, copy):
+    """A copy of a run as if it had been killed after its checkpoint of 128 images."""
+    shutil.copytree(run, copy)
+    shutil.rmtree(copy / "checkpoints" / f"{160:012d}")
+
+
 def messages():
     """What the functions of `diffit.distributed` give in each process."""
     me = distributed.rank()
@@ -87,6 +94,10 @@ def two(folder):
     told = messages()
     go(folder / "ddp")
     go(folder / "fsdp", parallel=FSDP)
+    if distributed.is_first():
+        without_last(folder / "fsdp", folder / "again")
+    distributed.barrier()
+    go(folder / "again", parallel=FSDP)
     go(folder / "hybrid", 32, parallel={**FSDP, "shard": "hybrid"})
     go(folder / "chain", 96)  # after one process
     for images, parallel in ((48, {}), (112, FSDP), (160, {})):

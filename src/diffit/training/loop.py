@@ -55,8 +55,9 @@ from diffit.training.prepare import (
     refuse_parallel,
 )
 from diffit.training.settings import RunConfig, TrainConfig
+from diffit.training.sharded import ShardWriter, refuse_old_torch
 from diffit.training.shards import Whole
-from diffit.training.state import State, save_averages, save_state
+from diffit.training.state import State, begin_pieces, save_averages, save_state
 from diffit.training.step import Objective, arithmetic
 from diffit.training.trouble import note_trouble
 from diffit.training.upload import Uploads, open_target
@@ -149,10 +150,23 @@ def train(
         uploads = None
         if config.train.upload and is_first():
             uploads = stack.enter_context(closing(Uploads(config.train.upload, journal.say)))
+        writer = None
+        if config.train.parallel.in_pieces:
+            writer = stack.enter_context(closing(ShardWriter()))
         loader = open_loader(config, dataset, start=state.images, streams=state.streams)
         stack.callback(loader.close)
         run = Run(
-            config, out, dataset, loader, state, journal, interrupts, on_snapshot, teacher, uploads
+            config,
+            out,
+            dataset,
+            loader,
+            state,
+            journal,
+            interrupts,
+            on_snapshot,
+            teacher,
+            uploads,
+            writer,
         )
         journal.say(opening(run))
         return take_steps(run, stack.enter_context(open_inputs(run)))
@@ -165,6 +179,8 @@ def _prepare(
     if is_first():
         (refuse_no_run if resume else refuse_taken)(out)
     refuse_missing(config.train.wandb)
+    if config.train.parallel.in_pieces:
+        refuse_old_torch()
     if config.train.upload and is_first():
         open_target(config.train.upload)
     if config.train.init_from and not resume:
@@ -197,6 +213,7 @@ class Run:
     on_snapshot: OnSnapshot | None
     teacher: Teacher | None
     uploads: Uploads | None = None
+    writer: ShardWriter | None = None
     drawing: bool = True
 
 
@@ -255,10 +272,11 @@ def take_steps(run: Run, inputs: Iterator[Inputs]) -> Outcome:
         if train.ema.power and _passed(power_every, before, state.images):
             save_averages(state, run.folder, run.config)
         if reason or _passed(train.checkpoint_every, before, state.images):
-            keep(run)
+            keep(run, whole=over)
         if over or (not reason and _passed(train.snapshot_every, before, state.images)):
             picture(run)
             last = time.monotonic()  # pictures are no training
+    finish_writing(run)
     barrier()  # the first process may still be drawing, and ends all if it is left alone
     return Outcome(reason, state.images, state.seconds)
 
@@ -335,13 +353,29 @@ def why_stop(run: Run, words: Sequence[int]) -> Reason | None:
     return "terminated" if signal.SIGTERM in words else None
 
 
-def keep(run: Run) -> None:
-    """Write a checkpoint, after the metrics that lead up to it."""
+def keep(run: Run, *, whole: bool) -> None:
+    """Write a checkpoint, or begin it, after the metrics that lead up to it."""
     run.journal.flush()
     run.state.streams = positions(run.loader, run.state.images)
+    finish_writing(run)
+    if run.writer is not None and not whole:
+        begin_pieces(run.state, run.folder, run.config, run.writer)
+        return
     save_state(run.state, run.folder, run.config)
+    send(run, checkpoint_folder(run.folder, run.state.images))
+
+
+def finish_writing(run: Run) -> None:
+    """Wait for the checkpoint that is being written in the background, if one is."""
+    written = run.writer.wait() if run.writer is not None else None
+    if written is not None:
+        send(run, written)
+
+
+def send(run: Run, checkpoint: Path) -> None:
+    """Begin to copy a checkpoint elsewhere, if that is wanted."""
     if run.uploads is not None:
-        run.uploads.send(checkpoint_folder(run.folder, run.state.images))
+        run.uploads.send(checkpoint)
 
 
 def picture(run: Run) -> None:

@@ -48,6 +48,14 @@ class ParallelConfig(Settings):
     and rounds what mixed precision leaves exact, such as the scales of norms."""
     reduce: Precision = "fp32"
     """Of fsdp: precision in which gradients are added up."""
+    write: Literal["pieces", "whole"] = "pieces"
+    """Of fsdp: each process writes its pieces of a checkpoint while training goes on, or the first
+    one puts all together and writes. The last checkpoint of a run is whole either way."""
+
+    @property
+    def in_pieces(self) -> bool:
+        """Whether checkpoints are written in pieces, by all processes at once."""
+        return world() > 1 and self.kind == "fsdp" and self.write == "pieces"
 
 
 Losses = Callable[[Inputs], Tensor]

@@ -33,7 +33,7 @@ def refuse_old_torch() -> None:
     if not hasattr(dcp, "HuggingFaceStorageWriter"):
         raise ConfigError(
             f"sharded checkpoints need PyTorch 2.8 or later, this is {torch.__version__}; "
-            "set train.parallel.checkpoint plain"
+            "set train.parallel.write whole"
         )
 
 
@@ -47,7 +47,7 @@ class ShardWriter:
         refuse_old_torch()
         self._group = dist.new_group(backend="gloo")
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._pending: Future[None] | None = None
+        self._pending: Future[Path] | None = None
 
     def start(
         self,
@@ -78,18 +78,17 @@ class ShardWriter:
         finish = _Finish(folder, part, config, dict(state), tuple(sets), then, self._group)
         self._pending = self._pool.submit(finish, writing)
 
-    def wait(self) -> None:
-        """Until the last checkpoint is in place; CheckpointError if it could not be written."""
+    def wait(self) -> Path | None:
+        """The checkpoint that has been written meanwhile; CheckpointError if it could not be.
+
+        None if none was begun since.
+        """
         pending, self._pending = self._pending, None
-        if pending is not None:
-            pending.result()
+        return None if pending is None else pending.result()
 
     def close(self) -> None:
-        """`wait`, and end the thread."""
-        try:
-            self.wait()
-        finally:
-            self._pool.shutdown()
+        """End the thread, after what it is writing."""
+        self._pool.shutdown()
 
 
 def _save(part: Path, sets: Sets, group: dist.ProcessGroup) -> Future[Any]:
@@ -142,7 +141,7 @@ class _Finish:
     then: Callable[[], None]
     group: dist.ProcessGroup
 
-    def __call__(self, writing: Future[Any]) -> None:
+    def __call__(self, writing: Future[Any]) -> Path:
         trouble: _Trouble | None = None
         notes: dict[str, Any] = {}
         try:
@@ -158,6 +157,7 @@ class _Finish:
         if trouble is not None:
             shutil.rmtree(self.part, ignore_errors=True)
         _refuse(trouble, self.folder)
+        return self.folder
 
     def _notes(self) -> dict[str, Any]:
         mine = sorted(self.part.glob(f"shard-{dist.get_rank() + 1:05d}-*"))
@@ -202,14 +202,3 @@ def _os_error(error: BaseException) -> OSError | None:
             return found
     number = sealed.number_in(str(error))
     return OSError(number, os.strerror(number)) if number else None
-
-
-def read_shards(folder: Path, sets: Sets) -> None:
-    """Fill tensors, sharded or not, from a checkpoint in pieces; each process reads its own.
-
-    Args:
-        folder: a verified checkpoint whose `state.json` has `pieces`.
-        sets: tensors of the right shapes; in whatever way they are sharded now.
-    """
-    tensors = {f"{name}/{key}": t for name, kept in sets.items() for key, t in kept.items()}
-    dcp.load(tensors, storage_reader=dcp.HuggingFaceStorageReader(str(folder)))

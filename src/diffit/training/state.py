@@ -27,6 +27,7 @@ from diffit.training.optim import (
 from diffit.training.parallel import is_sharded, shard
 from diffit.training.room import refuse_little_room
 from diffit.training.settings import RunConfig
+from diffit.training.sharded import ShardWriter
 from diffit.training.shards import Whole, fill_parts
 
 FIRST_SCALE = 2.0**16
@@ -107,19 +108,38 @@ def save_state(state: State, run: Path, config: RunConfig) -> None:
     if not is_first():
         _pass_through(sets)
         return
-    train = config.train
-    content: dict[str, Any] = {
+    refuse_little_room(run, state.tensors)
+    save_model(checkpoint_folder(run, state.images), config, sets, _content(state, config))
+    _prune(run, config)
+
+
+def begin_pieces(state: State, run: Path, config: RunConfig, writer: ShardWriter) -> None:
+    """Begin a checkpoint that all processes write in the background, `save_state` otherwise."""
+    of_first(lambda: refuse_little_room(run, state.tensors))
+    writer.start(
+        checkpoint_folder(run, state.images),
+        config=to_yaml(config),
+        sets=state.tensors,
+        state=_content(state, config),
+        then=lambda: _prune(run, config),
+    )
+
+
+def _content(state: State, config: RunConfig) -> dict[str, Any]:
+    """What of a moment is no tensor."""
+    return {
         "images": state.images,
-        "default": train.ema.chosen,
+        "default": config.train.ema.chosen,
         "seconds": state.seconds,
         "bad": state.bad,
         "scale": state.scale and {"factor": state.scale.factor, "good": state.scale.good},
         "meter": state.meter.state,
         "streams": state.streams,
     }
-    refuse_little_room(run, state.tensors)
-    save_model(checkpoint_folder(run, state.images), config, sets, content)
-    prune(run, keep_last=train.keep_last, keep_every=train.keep_every)
+
+
+def _prune(run: Path, config: RunConfig) -> None:
+    prune(run, keep_last=config.train.keep_last, keep_every=config.train.keep_every)
 
 
 def save_averages(state: State, run: Path, config: RunConfig) -> None:
