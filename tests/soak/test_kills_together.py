@@ -1,8 +1,8 @@
 """Kills at random moments of commands that work in two processes: nothing lost, nothing repeated.
 
-Training (also with sharded weights, and writing checkpoints), encoding and sampling; each time one process, all of them, or
-the one that started them is killed. 6 kills by default, 200 with DIFFIT_SOAK=full. With
-DIFFIT_FIGURES=FOLDER the figures are written to `FOLDER/kills-together.json`.
+Training (also with sharded weights, and writing checkpoints), encoding and sampling; each time one
+process, all of them, or the one that started them is killed. 6 kills by default, 200 with
+DIFFIT_SOAK=full. With DIFFIT_FIGURES=FOLDER the figures go to `FOLDER/kills-together.json`.
 """
 
 import json
