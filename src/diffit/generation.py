@@ -15,6 +15,7 @@ from torch import Tensor
 from diffit.diffusion.denoiser import Denoise, Estimate, Estimator
 from diffit.diffusion.guidance import guide, guide_estimate, paired, paired_estimate
 from diffit.distributed import double
+from diffit.errors import UsageError
 from diffit.model import Model
 from diffit.nn.reuse import reused_blocks
 from diffit.samplers import SAMPLERS, ImageNoise
@@ -125,6 +126,11 @@ def label_tensor(model: Model, labels: Labels, count: int) -> Tensor | None:
 
 def check(model: Model, settings: SamplingConfig, reference: Model | None = None) -> None:
     """ValueError or UsageError if this model cannot be sampled so."""
+    if model.config.task:
+        raise UsageError(
+            f"this model was trained to restore images ({model.config.task}), not to make some; "
+            "use `diffit restore`"
+        )
     settings.sigmas(model.formulation)
     if SAMPLERS[settings.sampler].wants_estimate and not model.formulation.learned_variance:
         raise ValueError(

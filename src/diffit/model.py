@@ -35,6 +35,9 @@ class ModelConfig(Settings):
     name."""
     class_names: tuple[str, ...] = ()
     """What the labels mean; filled in from the data when a run starts."""
+    task: str = ""
+    """What the model was trained to restore; filled in when a run starts, empty for a model that
+    makes images."""
 
     @field_validator("linear", mode="before")
     @classmethod

@@ -23,8 +23,8 @@ def test_draws_do_not_depend_on_the_batch():
     whole, parts = inputs(0, 40, augmentation=0.5), []
     for first, count in ((0, 7), (7, 1), (8, 32)):
         parts.append(inputs(first, count, augmentation=0.5))
-    assert whole.seen is None
-    for name in set(whole._fields) - {"seen"}:
+    assert whole.seen is whole.image is None
+    for name in set(whole._fields) - {"seen", "image"}:
         joined = torch.cat([getattr(part, name) for part in parts])
         if name in ("clean", "augment"):  # the warp multiplies matrices of the batch
             assert torch.allclose(getattr(whole, name), joined, atol=1e-5)

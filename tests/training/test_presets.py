@@ -40,11 +40,13 @@ def test_the_presets_are_all_there():
     sizes += ["diffit-v2-xl-2-256"]
     small = [
         "digits-denoiser",
+        "digits-restore",
         "diffit-cifar10-small",
         "diffit-digits",
         "diffit-digits-ternary",
         "diffit-patches",
         "latent-diffit-small-256",
+        "patches-restore",
     ]
     sizes += [f"mdt-{s}-2-256" for s in ("s", "b", "l", "xl")]
     sizes += ["uvit-s-2-cifar10", "uvit-s-4-celeba64", "uvit-s-2-deep-256"]

@@ -14,6 +14,7 @@ from diffit.checkpoint import checkpoints
 from diffit.commands.train_estimate import DryRunArgs, estimate
 from diffit.config import Settings, parse
 from diffit.data import DataConfig
+from diffit.data.pairs import TaskConfig
 from diffit.distributed import agreed, is_first, join, pick_device, restarted
 from diffit.errors import UsageError
 from diffit.generation import SamplingConfig
@@ -55,6 +56,7 @@ class Args(Settings):
     data: DataConfig
     train: TrainConfig
     sampling: SamplingConfig
+    task: TaskConfig
     out: Path
     """New folder for the run: checkpoints, metrics, pictures."""
     device: str = "auto"
@@ -79,6 +81,7 @@ class ResumeArgs(Settings):
     data: DataConfig
     train: TrainConfig
     sampling: SamplingConfig
+    task: TaskConfig
     resume: Path
     """Folder of the run."""
     device: str = "auto"
@@ -182,14 +185,17 @@ def run(args: AnyArgs) -> None:
         # Who sends SIGTERM wants the place, and takes the run for well kept.
         raise SystemExit(130 if outcome.reason == "interrupted" else 0)
     if is_first() and not args.quiet:
-        print(_farewell(outcome, folder))
+        print(_farewell(outcome, folder, task=config.task.given))
 
 
-def _farewell(outcome: Outcome, folder: Path) -> str:
+def _farewell(outcome: Outcome, folder: Path, *, task: bool) -> str:
     more = "--train.minutes" if outcome.reason == "time" else "--train.images"
+    use = f"draw images:  diffit sample {folder} --out samples"
+    if task:
+        use = f"restore:      diffit restore IMAGE --model {folder} --out restored"
     return (
         f"{folder}: {outcome.images:,} images in {duration(outcome.seconds)}\n"
-        f"draw images:  diffit sample {folder} --out samples\n"
+        f"{use}\n"
         f"go on:        diffit train --resume {folder} {more} N"
     )
 

@@ -184,9 +184,8 @@ class _Kept:
     @classmethod
     def of(cls, dataset: Dataset, memory: int, *, copies: int = 1) -> Self | None:
         """A store for all images of a set, None if they take more than ``memory`` bytes."""
-        shape, dtype = dataset.shape, np.dtype(np.uint8)
-        if isinstance(dataset, LatentSet):
-            shape, dtype = dataset.example_shape, dataset.dtype
+        shape: tuple[int, ...] = getattr(dataset, "example_shape", dataset.shape)
+        dtype = dataset.dtype if isinstance(dataset, LatentSet) else np.dtype(np.uint8)
         count = copies * len(dataset)
         if count * int(np.prod(shape)) * dtype.itemsize > memory:
             return None

@@ -35,8 +35,10 @@ def count_macs(config: NetworkConfig) -> int:
         network = build_network(config).eval()
         x, time = torch.empty(1, *config.shape), torch.empty(1)
         label = torch.empty(1, dtype=torch.int64) if config.classes else None
+        condition = config.condition_channels
+        image = torch.empty(1, condition, *config.shape[1:]) if condition else None
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(x, time, label)
+        network(x, time, label, image)
     return int(counter.get_total_flops()) // 2
 
 

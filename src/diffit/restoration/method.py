@@ -24,7 +24,8 @@ class Restoration(NamedTuple):
     Attributes:
         x: (B, C, H, W).
         nfe: evaluations of the denoiser.
-        consistency: (B,) root mean square of A x - y; None where x is latent.
+        consistency: (B,) root mean square of A x - y; None where x is latent or no
+            measurement is known.
     """
 
     x: Tensor

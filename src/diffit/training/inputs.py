@@ -18,6 +18,7 @@ from diffit.data.augment import augment, augment_parameters
 from diffit.data.loader import Batch
 from diffit.model import Model
 from diffit.networks import Masked
+from diffit.training.degraded import apart, degraded_images
 
 
 class Inputs(NamedTuple):
@@ -33,6 +34,7 @@ class Inputs(NamedTuple):
         keys: (B,) int64 dropout keys.
         number: (B,) number of each image in the run, on the CPU.
         seen: (B, N) patches shown in masked training, None without it.
+        image: (B, C, H, W) degraded images in the space of the denoiser, None without a task.
     """
 
     clean: Tensor
@@ -44,6 +46,7 @@ class Inputs(NamedTuple):
     keys: Tensor
     number: Tensor
     seen: Tensor | None
+    image: Tensor | None = None
 
     def part(self, first: int, count: int) -> Self:
         """``count`` images from ``first`` on."""
@@ -73,9 +76,15 @@ def draw_inputs(
     """
     numbers = batch.number.tolist()
     device = model.device
+    batch, degraded = apart(batch, model)
     clean, label, augmented = clean_images(batch, model, seed=seed), None, None
+    image = None if degraded is None else model.codec.encode(_move(degraded, device))
     if augmentation:
-        clean, augmented = augment(clean, augment_parameters(seed, numbers, augmentation))
+        parameters = augment_parameters(seed, numbers, augmentation)
+        clean, augmented = augment(clean, parameters)
+        image = None if image is None else augment(image, parameters)[0]
+    if model.config.task and image is None:
+        image = degraded_images(batch, clean, model, seed=seed)
     if model.classes and batch.label is not None:
         dropped = draws.uniform(seed, numbers, "label") < label_dropout
         label = _move(torch.where(dropped, model.classes, batch.label), device)
@@ -90,6 +99,7 @@ def draw_inputs(
         keys=_move(draws.integers(seed, numbers, "dropout", 1 << 62), device),
         number=batch.number,
         seen=draw_seen(model.network, seed, numbers, device),
+        image=image,
     )
 
 

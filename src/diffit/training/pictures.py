@@ -15,6 +15,7 @@ from diffit.model import Model
 from diffit.training.folder import METRICS
 from diffit.training.journal import read_metrics
 from diffit.training.loop import Snapshot
+from diffit.training.restored_pictures import draw_restored
 
 SIDE = 64
 """Images smaller than this are drawn larger, so that their pixels can be seen."""
@@ -24,11 +25,17 @@ def draw_pictures(snapshot: Snapshot) -> None:
     """Write `samples.png`, `real.png`, both as `beside.png`, and the curve of the run so far.
 
     Sample i has seed i and label i modulo the number of classes; the real image beside it has the
-    same label.
+    same label. A run that learns to restore has `restored.png`, and PSNR in `restored.json`.
     """
     count = snapshot.config.train.snapshot_images
     classes = snapshot.model.classes
     labels = [i % classes for i in range(count)] if classes else None
+    if snapshot.config.task.given:
+        examples = real_images(snapshot.dataset, count, labels)
+        scale = max(1, SIDE // examples.shape[-1])
+        draw_restored(snapshot, examples, labels, scale=scale)
+        draw_curve(read_metrics(snapshot.run / METRICS), snapshot.run / "loss.png")
+        return
     samples = generate(snapshot.model, range(count), labels=labels)
     columns = classes if 4 <= classes <= 16 else None
     scale = max(1, SIDE // samples.shape[-1])

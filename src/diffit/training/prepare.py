@@ -25,6 +25,7 @@ from diffit.training.latents import (
     with_codec,
 )
 from diffit.training.parallel import replicate
+from diffit.training.restoring import paired, with_task
 from diffit.training.settings import RunConfig, TrainConfig
 from diffit.training.state import State, new_state, newest_of, restore
 from diffit.training.step import Objective
@@ -58,12 +59,14 @@ def open_training_data(config: RunConfig) -> Dataset:
         channels, factor = 3, Autoencoder(codec).factor
     _, height, width = network.shape
     size = data.size or (factor * height if height == width else None)
-    return open_data(data.model_copy(update={"size": size, "channels": data.channels or channels}))
+    channels = data.channels or channels
+    images = open_data(data.model_copy(update={"size": size, "channels": channels}))
+    return paired(images, config, size=size, channels=channels)
 
 
 def complete(config: RunConfig, dataset: Dataset) -> RunConfig:
     """The configuration with the names of the classes; ConfigError if it does not fit the data."""
-    config = with_codec(config, dataset)
+    config = with_task(with_codec(config, dataset), dataset)
     model = config.model
     _refuse_other_shape(model, dataset)
     _refuse_linear(model)
@@ -229,10 +232,14 @@ def _refuse_flat_times(config: RunConfig) -> None:
 
 def _refuse_sampling(config: RunConfig) -> None:
     """ConfigError if the model could not be sampled as its configuration recommends."""
-    model = config.model
+    model = config.model.model_copy(update={"task": ""})
     # The settings are enough to tell: no weights are made for it.
     denoiser = Denoiser(nn.Identity(), build_formulation(model.formulation))
+    bridge = denoiser.formulation.bridge
     try:
+        if bridge is not None:
+            bridge.times(config.sampling.steps)
+            return
         check(Model(denoiser, build_codec(model.codec), model), config.sampling)
     except ValueError as error:
         raise ConfigError(f"sampling: {error}") from None

@@ -6,6 +6,7 @@ from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
 from diffit.config import Settings
 from diffit.data import DataConfig
+from diffit.data.pairs import TaskConfig
 from diffit.generation import SamplingConfig
 from diffit.model import ModelConfig
 from diffit.training.ema import AverageConfig
@@ -131,6 +132,7 @@ class RunConfig(Settings):
     data: DataConfig
     train: TrainConfig = TrainConfig()
     sampling: SamplingConfig = SamplingConfig()
+    task: TaskConfig = TaskConfig()
 
 
 CHANGEABLE = frozenset(

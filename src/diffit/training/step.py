@@ -76,6 +76,7 @@ class Objective:
                 inputs.noise,
                 inputs.sigma,
                 inputs.label,
+                inputs.image,
                 weight=self.weight,
                 coarse_weights=self.coarse_weights,
                 augment=inputs.augment,
