@@ -11,6 +11,7 @@ from PIL import Image
 from diffit.checkpoint import load
 from diffit.config import parse
 from diffit.data import open_dataset
+from diffit.data.loader import Loader
 from diffit.errors import ConfigError, DataError, UsageError
 from diffit.generation import generate
 from diffit.model import build_model
@@ -119,6 +120,18 @@ def test_images_are_degraded_by_draws_of_their_own_number():
     assert not torch.allclose(other[0], other[1])
     # The task clips, as pixels do: less noise is left than was drawn, 50 / 255.
     assert 0.05 < float(other.std()) < 50 / 255
+
+
+def test_two_processes_see_the_pairs_that_one_sees():
+    config = run_of(task={"name": "inpaint-random"}, batch=8)
+    whole, model = first_inputs(config)
+    dataset = open_training_data(config)
+    parts = [
+        draw_inputs(next(Loader(dataset, batch=8, seed=0, rank=r, world=2)), model, seed=0)
+        for r in range(2)
+    ]
+    assert torch.equal(torch.cat([part.image for part in parts]), whole.image)
+    assert len({tuple(row.flatten().tolist()) for row in whole.image}) == 8
 
 
 @pytest.mark.parametrize("method", METHODS)
