@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -16,6 +17,7 @@ from diffit.config import write_yaml
 from diffit.data import open_dataset
 from diffit.data.images import to_png, write_png
 from diffit.data.index_shards import index_shards
+from diffit.data.order import Order
 from diffit.data.pack_shards import pack_shards
 from diffit.errors import ConfigError, DataError
 from diffit.sealed import read_state
@@ -80,6 +82,24 @@ def test_a_run_that_is_resumed_in_the_middle_of_an_epoch_learns_the_same(
     streams = read_state(checkpoint_folder(tmp_path / "parts", 144))["streams"]
     assert [(s["rank"], s["world"]) for s in streams] == [(0, 1)]
     assert (streams[0]["walks"][0] is not None) == (form == "unknown")
+
+
+def test_a_run_whose_shard_has_vanished_keeps_its_steps_and_goes_on_when_it_is_back(
+    shards: Path, tmp_path: Path
+) -> None:
+    served = tmp_path / "served"
+    shutil.copytree(shards, served)
+    settings = config(served, tmp_path / "cache", images=144)
+    go(settings, tmp_path / "whole")
+    order = Order([20] * 10, seed=settings.train.seed, window=2)
+    lost = served / f"d-{order(50) // 20:03d}.tar"  # of the second window
+    lost.rename(tmp_path / "away")
+    with pytest.raises(DataError, match=rf"{lost.name} cannot be read"):
+        go(settings, tmp_path / "run")
+    assert 32 <= max(int(path.name) for path in (tmp_path / "run/checkpoints").iterdir()) <= 48
+    (tmp_path / "away").rename(lost)
+    go(settings, tmp_path / "run", resume=True)
+    assert same(weights(tmp_path / "whole", 144), weights(tmp_path / "run", 144))
 
 
 def test_where_shards_lie_does_not_change_what_is_learned(shards: Path, tmp_path: Path) -> None:

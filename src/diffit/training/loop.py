@@ -28,7 +28,7 @@ from diffit.distributed import (
     own_device,
     world,
 )
-from diffit.errors import CheckpointError, DiffitError
+from diffit.errors import CheckpointError, DataError, DiffitError
 from diffit.model import Model, build_model
 from diffit.networks.count import count_parameters
 from diffit.training.batches import described, index_of, open_loader, passed_over, positions
@@ -258,7 +258,7 @@ def take_steps(run: Run, inputs: Iterator[Inputs]) -> Outcome:
     last = time.monotonic()
     while reason is None:
         before = state.images
-        batch = gauges.next(inputs)
+        batch = next_inputs(run, gauges, inputs)
         rate, words = take_step(run, objective, batch)
         now = time.monotonic()
         state.seconds, last = state.seconds + now - last, now
@@ -279,6 +279,16 @@ def take_steps(run: Run, inputs: Iterator[Inputs]) -> Outcome:
     finish_writing(run)
     barrier()  # the first process may still be drawing, and ends all if it is left alone
     return Outcome(reason, state.images, state.seconds)
+
+
+def next_inputs(run: Run, gauges: Gauges, inputs: Iterator[Inputs]) -> Inputs:
+    """What the next step sees; where data cannot be read, the steps so far are kept first."""
+    try:
+        return gauges.next(inputs)
+    except DataError:
+        if world() == 1 and run.state.images:  # several would wait for each other
+            keep(run)
+        raise
 
 
 def take_step(run: Run, objective: Objective, inputs: Inputs) -> tuple[float, Sequence[int]]:
