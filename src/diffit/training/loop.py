@@ -287,7 +287,7 @@ def next_inputs(run: Run, gauges: Gauges, inputs: Iterator[Inputs]) -> Inputs:
         return gauges.next(inputs)
     except DataError:
         if world() == 1 and run.state.images:  # several would wait for each other
-            keep(run)
+            keep(run, whole=True)
         raise
 
 
