@@ -180,6 +180,6 @@ def test_what_a_method_cannot_do_is_refused_with_those_that_can() -> None:
     bits = Quantise((3, 8, 8), 3)
     with pytest.raises(UsageError, match="ddrm needs a linear operator; take dps"):
         check_fits("ddrm", bits, latent=False, sigma_y=0.0)
-    with pytest.raises(UsageError, match="no method fits"):
+    with pytest.raises(UsageError, match="take latent-dps"):
         check_fits("dps", bits, latent=True, sigma_y=0.0)
     check_fits("ddnm", CircularBlur((3, 8, 8), torch.ones(3, 3)), latent=False, sigma_y=0.1)
