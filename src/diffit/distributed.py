@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from diffit.errors import DiffitError, UsageError
 
@@ -26,6 +27,9 @@ T = TypeVar("T")
 
 LOST = 3
 """Exit code of a process that ends because another one has."""
+
+TOLD = "DIFFIT_LAUNCHER"
+"""Set by a launcher of ours, which says itself when a process is lost."""
 
 PATIENCE = timedelta(minutes=60)
 """How long a process waits for the others, which may be waiting for one that draws pictures."""
@@ -98,10 +102,16 @@ def join() -> None:
     if here.world == 1 or dist.is_initialized():
         return
     try:
+        store = next(rendezvous(_meeting(os.environ), here.rank, here.world, timeout=PATIENCE))[0]
+        if here.local_world == here.world:
+            # On one machine torchrun keeps its store from one start to the next, and with it the
+            # addresses of the dead.
+            attempt = _number("TORCHELASTIC_RESTART_COUNT", 0)
+            store = dist.PrefixStore(f"start-{attempt}", store)  # type: ignore[attr-defined]
         dist.init_process_group(
             # Spelled out: a GPU's process needs gloo too, for what is told on the CPU.
             "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
-            init_method=_meeting(os.environ),
+            store=store,
             rank=here.rank,
             world_size=here.world,
             timeout=PATIENCE,
@@ -238,7 +248,7 @@ def noticing_losses(advice: str) -> Iterator[None]:
     except RuntimeError as error:
         if world() == 1 or not _is_loss(error):
             raise
-        if not is_first():
+        if not is_first() or TOLD in os.environ:
             raise SystemExit(LOST) from None
         raise LostError(
             f"one of the {world()} processes has ended before the others, so all of them end; "

@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from diffit.distributed import place
+from diffit.distributed import TOLD, place
 from diffit.errors import UsageError
 
 GRACE = 600
@@ -32,13 +32,15 @@ def launch(argv: Sequence[str], *, processes: int, max_restarts: int = 0, again:
         max_restarts: how often they may be started again.
         again: what to do after a failure, as the end of a sentence.
     """
-    # Only here: they start servers and read the environment when they are imported.
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     # Its own reports are tracebacks and tables; ours is a line.
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    for name in logging.root.manager.loggerDict:
+        if name.startswith("torch.distributed.elastic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+    os.environ[TOLD] = "1"
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // processes)))
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(GRACE))
     config = LaunchConfig(
