@@ -182,7 +182,14 @@ def gather(value: Any) -> list[Any]:
     if world() == 1:
         return [value]
     # JSON, and not the pickle of torch's own gather_object.
-    content = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+    return [json.loads(content) for content in gather_bytes(json.dumps(value).encode())]
+
+
+def gather_bytes(own: bytes) -> list[bytes]:
+    """Every process's bytes, in the order of their numbers."""
+    if world() == 1:
+        return [own]
+    content = torch.frombuffer(bytearray(own), dtype=torch.uint8)
     sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(world())]
     dist.all_gather(sizes, torch.tensor([len(content)]))
     longest = int(max(sizes))
@@ -190,10 +197,7 @@ def gather(value: Any) -> list[Any]:
     padded[: len(content)] = content
     parts = [torch.zeros(longest, dtype=torch.uint8) for _ in range(world())]
     dist.all_gather(parts, padded)
-    return [
-        json.loads(part[: int(size)].numpy().tobytes())
-        for part, size in zip(parts, sizes, strict=True)
-    ]
+    return [part[: int(size)].numpy().tobytes() for part, size in zip(parts, sizes, strict=True)]
 
 
 def gather_numbers(own: Tensor, *, most: int) -> list[Tensor]:

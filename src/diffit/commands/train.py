@@ -12,6 +12,7 @@ from pydantic import NonNegativeInt, PositiveInt
 from diffit.arguments import read_arguments
 from diffit.checkpoint import checkpoints
 from diffit.commands.train_estimate import DryRunArgs, estimate
+from diffit.commands.train_replay import ReplayArgs, show_replay
 from diffit.config import Settings, parse
 from diffit.data import DataConfig
 from diffit.data.pairs import TaskConfig
@@ -30,6 +31,7 @@ from diffit.training.settings import RunConfig, TrainConfig, changeable, changes
 
 USAGE = """usage: diffit train CONFIG --out RUN [--SETTING VALUE ...]
        diffit train --resume RUN [--train.images N ...]
+       diffit train --replay RUN/spikes/STEP
        diffit train CONFIG --dry-run [--processes N] [--SETTING VALUE ...]
 
 Train a model. CONFIG is a YAML file or one of the presets:
@@ -95,7 +97,7 @@ class ResumeArgs(Settings):
 
 
 A = TypeVar("A", Args, ResumeArgs, DryRunArgs)
-AnyArgs = Args | ResumeArgs | DryRunArgs
+AnyArgs = Args | ResumeArgs | DryRunArgs | ReplayArgs
 
 
 def read(argv: Sequence[str], *, prog: str) -> AnyArgs:
@@ -123,6 +125,8 @@ def _again(argv: Sequence[str]) -> Sequence[str]:
 
 def _read_all(argv: Sequence[str], *, prog: str) -> AnyArgs:
     """First the configuration, since it decides which settings there are."""
+    if any(word.partition("=")[0] == "--replay" for word in argv):
+        return read_arguments(ReplayArgs, argv, prog=prog)
     run = _value_of("--resume", argv)
     if run is not None:
         if _value_of("--out", argv) is not None:
@@ -156,6 +160,9 @@ def usage() -> str:
 
 def run(args: AnyArgs) -> None:
     """Train, or say what that would take; exit code 130 if interrupted."""
+    if isinstance(args, ReplayArgs):
+        show_replay(args)
+        return
     if isinstance(args, DryRunArgs):
         estimate(args)
         return

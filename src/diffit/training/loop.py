@@ -54,6 +54,7 @@ from diffit.training.prepare import (
     open_training_data,
     refuse_parallel,
 )
+from diffit.training.recorder import Rewind, judge, record, refuse_many
 from diffit.training.settings import RunConfig, TrainConfig
 from diffit.training.sharded import ShardWriter, refuse_old_torch
 from diffit.training.shards import Whole
@@ -141,9 +142,47 @@ def train(
             arithmetic(device, tf32=config.train.tf32, threads=config.train.threads)
         )
         interrupts = stack.enter_context(Interrupts())
-        state, notes = begin(config, out, device, resume=resume)
+        start = _Start(config, out, dataset, device, on_snapshot, teacher, quiet)
         if is_first():
             write_run(out, config, device)
+        passed: list[int] = []
+        while True:
+            try:
+                return _go_on(start, interrupts, resume=resume or bool(passed), passed=passed)
+            except Rewind as rewind:
+                passed.append(rewind.images)
+
+
+class _Start(NamedTuple):
+    """What a run begins with, and begins with again after it has gone back."""
+
+    config: RunConfig
+    out: Path
+    dataset: Dataset
+    device: torch.device
+    on_snapshot: OnSnapshot | None
+    teacher: Teacher | None
+    quiet: bool
+
+
+def _go_on(
+    start: _Start, interrupts: Interrupts, *, resume: bool, passed: Sequence[int]
+) -> Outcome:
+    """Step from the newest checkpoint on, or from the beginning.
+
+    Args:
+        start: what is trained.
+        interrupts: signals.
+        resume: look for a checkpoint.
+        passed: images before each batch over which steps have broken out since the run was started.
+    """
+    config, out, dataset, device, on_snapshot, teacher, quiet = start
+    with ExitStack() as stack:
+        state, notes = begin(config, out, device, resume=resume)
+        state.passed = sorted({*state.passed, *passed})
+        refuse_many(state, passed, config.train.max_bad_steps)
+        if passed:
+            notes.append(f"goes back to {state.images:,} images")
         journal = stack.enter_context(open_journal(config, out, state, quiet=quiet))
         for note in [*notes, *([teacher.described] if teacher else [])]:
             journal.say(note)
@@ -298,20 +337,21 @@ def take_step(run: Run, objective: Objective, inputs: Inputs) -> tuple[float, Se
         The learning rate, and what each process had to say when the gradients were exchanged.
     """
     state, train = run.state, run.config.train
+    if state.images in state.passed:
+        return pass_over(run)
     gradients = objective.gradients(
         inputs, micro_batch=train.micro_batch, batch=train.batch, word=word(run)
     )
+    spike = judge(state, run.config, gradients)
+    if spike:
+        run.journal.say(record(run.folder, run.config, state, inputs, gradients, words=spike))
+        if gradients.finite and train.on_spike == "rewind":
+            raise Rewind(state.images, spike)
     state.images += train.batch
-    rate = learning_rate(
-        state.images,
-        peak=train.lr,
-        warmup=train.warmup,
-        law=train.decay,
-        start=train.decay_from,
-        end=train.images,
-        floor=train.lr_end,
-    )
-    if gradients.finite:
+    rate = rate_of(run)
+    if gradients.finite and spike and train.on_spike == "skip":
+        state.meter.skip()
+    elif gradients.finite:
         objective.clip(gradients.norm, train.clip)
         set_rate(state.optimizer, rate)
         state.optimizer.step()
@@ -336,6 +376,27 @@ def take_step(run: Run, objective: Objective, inputs: Inputs) -> tuple[float, Se
     if state.scale:
         state.scale.update(finite=gradients.finite)
     return rate, gradients.words
+
+
+def pass_over(run: Run) -> tuple[float, Sequence[int]]:
+    """Count a batch that broke out before, without learning from it."""
+    run.state.images += run.config.train.batch
+    run.state.meter.skip()
+    return rate_of(run), gather(word(run))
+
+
+def rate_of(run: Run) -> float:
+    """The learning rate of the step that ends where the run stands."""
+    train = run.config.train
+    return learning_rate(
+        run.state.images,
+        peak=train.lr,
+        warmup=train.warmup,
+        law=train.decay,
+        start=train.decay_from,
+        end=train.images,
+        floor=train.lr_end,
+    )
 
 
 def word(run: Run) -> int:

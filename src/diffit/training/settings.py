@@ -94,6 +94,11 @@ class TrainConfig(Settings):
     """Images in the picture of samples."""
     max_bad_steps: PositiveInt = 10
     """Steps in a row with a non-finite loss or gradient after which the run gives up."""
+    on_spike: Literal["note", "skip", "rewind"] = "note"
+    """What to do if loss or gradient norm break out of what is usual, beside writing the step down:
+    take it; skip it; or go back to the newest checkpoint and pass over the batch."""
+    spike_at: float = Field(default=10.0, gt=0)
+    """How far that is: robust deviations above the median logarithm of the last 128 steps."""
     tensorboard: bool = True
     """Write metrics for TensorBoard too, where it is installed."""
     wandb: str = ""
@@ -138,6 +143,7 @@ class RunConfig(Settings):
 CHANGEABLE = frozenset(
     {
         "train.images", "train.minutes", "train.micro_batch", "train.max_bad_steps",
+        "train.on_spike", "train.spike_at",
         "train.compile", "train.activation_checkpointing", "train.threads",
         "train.log_every", "train.checkpoint_every", "train.keep_last", "train.keep_every",
         "train.upload",
@@ -147,7 +153,8 @@ CHANGEABLE = frozenset(
         "data.stream.max_bad", "data.stream.max_bad_shards", "train.ema.default", "sampling",
     }
 )  # fmt: skip
-"""What may differ when a run is resumed: nothing that the trained weights depend on but length."""
+"""What may differ when a run is resumed: nothing that the trained weights depend on but length, and
+what becomes of steps that break out."""
 
 
 def changes(before: RunConfig, after: RunConfig) -> list[str]:

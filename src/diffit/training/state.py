@@ -25,6 +25,7 @@ from diffit.training.optim import (
     optimizer_tensors,
 )
 from diffit.training.parallel import is_sharded, shard
+from diffit.training.recent import Recent
 from diffit.training.room import refuse_little_room
 from diffit.training.settings import RunConfig
 from diffit.training.sharded import ShardWriter
@@ -47,6 +48,8 @@ class State:
         images: seen so far.
         seconds: spent in training so far.
         bad: steps in a row whose loss or gradient was not finite.
+        recent: the last steps, by which the next one is judged.
+        passed: images seen before each batch that is passed over.
         streams: where each process stands in its shards.
     """
 
@@ -58,6 +61,8 @@ class State:
     images: int = 0
     seconds: float = 0.0
     bad: int = 0
+    recent: Recent = field(default_factory=Recent)
+    passed: list[int] = field(default_factory=list)
     streams: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -134,6 +139,8 @@ def _content(state: State, config: RunConfig) -> dict[str, Any]:
         "bad": state.bad,
         "scale": state.scale and {"factor": state.scale.factor, "good": state.scale.good},
         "meter": state.meter.state,
+        "recent": [list(step) for step in state.recent.steps],
+        "passed": state.passed,
         "streams": state.streams,
     }
 
@@ -201,6 +208,7 @@ def restore(state: State, folder: Path) -> None:
         state.averages.load(name, read_tensors(folder, name))
     state.images, state.seconds = content["images"], content["seconds"]
     state.bad, state.meter = content["bad"], Meter(content["meter"])
+    state.recent, state.passed = Recent(content.get("recent", ())), content.get("passed", [])
     state.streams = content.get("streams", [])
     if state.scale:
         state.scale.factor = content["scale"]["factor"]
