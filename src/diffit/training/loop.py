@@ -143,8 +143,6 @@ def train(
         )
         interrupts = stack.enter_context(Interrupts())
         start = _Start(config, out, dataset, device, on_snapshot, teacher, quiet)
-        if is_first():
-            write_run(out, config, device)
         passed: list[int] = []
         while True:
             try:
@@ -181,6 +179,8 @@ def _go_on(
         state, notes = begin(config, out, device, resume=resume)
         state.passed = sorted({*state.passed, *passed})
         refuse_many(state, passed, config.train.max_bad_steps)
+        if is_first() and not passed:
+            write_run(out, config, device)
         if passed:
             notes.append(f"goes back to {state.images:,} images")
         journal = stack.enter_context(open_journal(config, out, state, quiet=quiet))
@@ -346,6 +346,7 @@ def take_step(run: Run, objective: Objective, inputs: Inputs) -> tuple[float, Se
     if spike:
         run.journal.say(record(run.folder, run.config, state, inputs, gradients, words=spike))
         if gradients.finite and train.on_spike == "rewind":
+            finish_writing(run)
             raise Rewind(state.images, spike)
     state.images += train.batch
     rate = rate_of(run)
