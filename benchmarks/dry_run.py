@@ -26,8 +26,7 @@ RUNS: dict[str, dict[str, object]] = {
     "diffit-ffhq64": {"batch": 4, "activation_checkpointing": True},
     "dit-s-2-256": {"batch": 8, "micro_batch": 4},
     "latent-diffit-s-2-256": {"batch": 8, "precision": "bf16"},
-    "uvit-s-2-cifar10": {"batch": 16, "micro_batch": 8, "precision": "bf16",
-                         "activation_checkpointing": True},
+    "uvit-s-2-cifar10": {"batch": 16, "micro_batch": 8, "activation_checkpointing": True},
 }  # fmt: skip
 """Preset, and what is changed in its `train`."""
 OUT = Path(__file__).with_name("dry_run.json")

@@ -167,6 +167,7 @@ def made_up(model: Model, images: int) -> Inputs:
     position = torch.linspace(0.05, 0.95, images, dtype=torch.float64)
     label = torch.zeros(images, dtype=torch.int64, device=device) if model.classes else None
     augment = torch.zeros(images, 9, device=device)
+    told = getattr(model.config.network, "condition_channels", 0)
     seen = draw_seen(model.network, 0, list(range(images)), device)
     return _complete(
         {
@@ -179,6 +180,7 @@ def made_up(model: Model, images: int) -> Inputs:
             "keys": torch.zeros(images, dtype=torch.int64, device=device),
             "number": torch.arange(images),
             "seen": seen,
+            "image": torch.zeros(images, told, *shape[2:], device=device) if told else None,
         }
     )
 
