@@ -126,11 +126,7 @@ def label_tensor(model: Model, labels: Labels, count: int) -> Tensor | None:
 
 def check(model: Model, settings: SamplingConfig, reference: Model | None = None) -> None:
     """ValueError or UsageError if this model cannot be sampled so."""
-    if model.config.task:
-        raise UsageError(
-            f"this model was trained to restore images ({model.config.task}), not to make some; "
-            "use `diffit restore`"
-        )
+    refuse_restoring(model)
     settings.sigmas(model.formulation)
     if SAMPLERS[settings.sampler].wants_estimate and not model.formulation.learned_variance:
         raise ValueError(
@@ -156,6 +152,15 @@ def check(model: Model, settings: SamplingConfig, reference: Model | None = None
         raise ValueError(
             f"the reference draws {reference.shape} with {reference.classes} classes, "
             f"the model {model.shape} with {model.classes}; they must agree"
+        )
+
+
+def refuse_restoring(model: Model) -> None:
+    """UsageError for a model that needs a degraded image, where nobody gives one."""
+    if model.config.task:
+        raise UsageError(
+            f"this model was trained to restore images ({model.config.task}), not to make some; "
+            "use `diffit restore`"
         )
 
 

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from diffit.checkpoint import load
+from diffit.cli import main
 from diffit.config import parse
 from diffit.data import open_dataset
 from diffit.data.loader import Loader
@@ -281,6 +282,20 @@ def test_a_model_that_restores_makes_no_images():
     config = completed(run_of())
     with pytest.raises(UsageError, match=r"trained to restore images \(sr2\).*`diffit restore`"):
         generate(build_model(config.model), [0])
+
+
+def test_commands_that_give_no_degraded_image_refuse_the_model(tmp_path, capsys):
+    train(run_of(images=16, checkpoint_every=16), tmp_path / "run", quiet=True)
+    run, out = str(tmp_path / "run"), str(tmp_path / "out")
+    for words in (
+        ["sample", run, "--out", out],
+        ["export", run, "--out", f"{out}.onnx"],
+        ["quantize", run, "--to", "int8", "--out", out],
+    ):
+        assert main(words) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert "trained to restore images (sr2)" in error
 
 
 def test_pictures_show_degraded_restored_and_clean_images(tmp_path):

@@ -12,6 +12,7 @@ from diffit.checkpoint import load
 from diffit.config import Settings
 from diffit.deploy.export import Kind, Precision, export
 from diffit.errors import UsageError
+from diffit.generation import refuse_restoring
 from diffit.training.console import duration
 
 
@@ -49,6 +50,7 @@ def run(args: Args) -> None:
         raise UsageError(f"--out {args.out} exists already; name a new folder")
     began = time.monotonic()
     model = load(args.checkpoint, weights=args.weights or None, codec=args.codec or None)
+    refuse_restoring(model)
     settings = model.sampling
     if settings is not None:
         settings = settings.changed(steps=args.steps, guidance=args.guidance)

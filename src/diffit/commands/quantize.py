@@ -39,7 +39,7 @@ from diffit.deploy.quantize_report import Cost, LayerRow, LevelRow, Report, draw
 from diffit.deploy.sensitivity import layer_errors
 from diffit.distributed import pick_device
 from diffit.errors import UsageError
-from diffit.generation import generate
+from diffit.generation import generate, refuse_restoring
 from diffit.hub import Card, export, is_hub_folder, read_folder
 from diffit.hub import find as find_source
 from diffit.model import Model
@@ -125,6 +125,7 @@ def run(args: Args) -> None:
     device = pick_device(args.device)
     args = args.model_copy(update={"checkpoint": str(find_source(args.checkpoint))})
     model = load(args.checkpoint, weights=args.weights or None, device=device)
+    refuse_restoring(model)
     check_quantisable(model, config)
     if isinstance(model.config.linear, TernaryConfig):
         config = as_trained(args, model.config.linear, config)

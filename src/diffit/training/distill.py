@@ -10,6 +10,7 @@ from diffit.diffusion.denoiser import Denoiser, over
 from diffit.diffusion.loss import Lesson, noisy
 from diffit.distributed import double
 from diffit.errors import CheckpointError, ConfigError
+from diffit.generation import refuse_restoring
 from diffit.model import Model
 from diffit.training.inputs import Inputs
 from diffit.training.settings import RunConfig
@@ -54,6 +55,7 @@ def open_teacher(config: RunConfig, device: torch.device) -> Teacher | None:
     if not train.teacher:
         return None
     model = load(train.teacher, device=device)
+    refuse_restoring(model)
     _refuse_other_data(model, config)
     if not all(bool(weight.isfinite().all()) for weight in model.network.parameters()):
         raise CheckpointError(
