@@ -14,6 +14,7 @@ from diffit.config import parse
 from diffit.data import open_dataset
 from diffit.data.loader import Loader
 from diffit.errors import ConfigError, DataError, UsageError
+from diffit.explain.fitting import denoise_of
 from diffit.generation import generate
 from diffit.model import build_model
 from diffit.restoration.supervised import restore_supervised
@@ -282,6 +283,8 @@ def test_a_model_that_restores_makes_no_images():
     config = completed(run_of())
     with pytest.raises(UsageError, match=r"trained to restore images \(sr2\).*`diffit restore`"):
         generate(build_model(config.model), [0])
+    with pytest.raises(UsageError, match="trained to restore images"):
+        denoise_of(build_model(config.model))
 
 
 def test_commands_that_give_no_degraded_image_refuse_the_model(tmp_path, capsys):

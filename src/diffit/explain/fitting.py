@@ -12,6 +12,7 @@ from diffit.errors import UsageError
 from diffit.explain.classifier import Classifier, describe
 from diffit.explain.smoothing import Path, Smoothing
 from diffit.explain.units import from_pm1
+from diffit.generation import refuse_restoring
 from diffit.model import Model
 from diffit.samplers import find_sampler
 
@@ -51,8 +52,10 @@ def smoothing_of(
 def denoise_of(model: Model) -> Denoise:
     """The denoiser of a model of pixels, told of no class.
 
-    UsageError for a model of latents, and for one that knows no images without their class.
+    UsageError for a model of latents, for one that restores, and for one that knows no images
+    without their class.
     """
+    refuse_restoring(model)
     _check_pixels(model)
     if model.classes and not getattr(model.config.network, "null_class", True):
         raise UsageError(
