@@ -290,6 +290,8 @@ def test_a_model_that_restores_makes_no_images():
 def test_commands_that_give_no_degraded_image_refuse_the_model(tmp_path, capsys):
     train(run_of(images=16, checkpoint_every=16), tmp_path / "run", quiet=True)
     run, out = str(tmp_path / "run"), str(tmp_path / "out")
+    assert main(["info", run]) == 0
+    assert "restores     sr2" in capsys.readouterr().out
     for words in (
         ["sample", run, "--out", out],
         ["export", run, "--out", f"{out}.onnx"],

@@ -113,6 +113,7 @@ def _described(config: RunConfig) -> dict[str, str]:
         "cost": f"{_readable(count_macs(network))} multiplications a forward pass and image",
         **_images(model),
         "formulation": _differing(model.formulation),
+        **({"restores": model.task} if model.task else {}),
         "classes": classes.strip(),
         "data": config.data.path or "not named yet",
         "training": f"{train.images:,} images in batches of {train.batch}, {train.optimizer}, "

@@ -59,7 +59,8 @@ def paired(clean: Dataset, config: RunConfig, *, size: int | None, channels: int
         return clean
     if not isinstance(clean, ImageSet):
         raise ConfigError(
-            f"task.pairs needs data.path to be a folder or zip of images, not {config.data.path}"
+            "task.pairs needs data.path to be a folder or zip of images, not "
+            f"{config.data.path or 'a mixture'}"
         )
     return PairSet(clean, open_files(config.task.pairs), size=size, channels=channels)
 
