@@ -21,7 +21,7 @@ from diffit.samplers import SAMPLERS
 
 OPTIONS = (
     "eta", "variance", "churn", "churn_min", "churn_max", "churn_noise", "order", "variant",
-    "corrections", "snr",
+    "corrections", "snr", "predictor", "corrector",
 )  # fmt: skip
 """Settings that only some samplers understand; None leaves them to the sampler."""
 
@@ -82,9 +82,13 @@ class SamplingConfig(Settings):
     variant: Literal["bh1", "bh2"] | None = None
     """unipc: which B(h)."""
     corrections: NonNegativeInt | None = None
-    """pc: Langevin steps at each level."""
+    """pc, ncsn: Langevin steps at each level."""
     snr: PositiveFloat | None = None
     """pc: signal to noise ratio of a Langevin step."""
+    predictor: Literal["reverse-diffusion", "ancestral", "euler-maruyama"] | None = None
+    """pc: how a step leads to the next level."""
+    corrector: Literal["langevin", "ald"] | None = None
+    """pc: whether a Langevin step is measured by the norm of the score, or by the level (ald)."""
     clip: bool = False
     """Keep every estimate of the clean image within [-1, 1]; for pixels alone."""
 

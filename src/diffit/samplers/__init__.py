@@ -11,7 +11,7 @@ from diffit.diffusion.formulation import Formulation
 from diffit.errors import UsageError
 from diffit.samplers.ddpm import ancestral, ancestral_learned, ddim
 from diffit.samplers.heun import euler, heun
-from diffit.samplers.langevin import predictor_corrector
+from diffit.samplers.langevin import annealed_langevin, named_predictor_corrector
 from diffit.samplers.multistep import dpmpp_multistep, dpmpp_multistep_sde
 from diffit.samplers.noise import ImageNoise
 from diffit.samplers.singlestep import dpmpp_singlestep
@@ -32,6 +32,7 @@ class Sampler:
         wants_estimate: ``run`` takes an `Estimator` in place of a `Denoise`.
         cost: evaluations for each step to a level above 0.
         last: evaluations of the final step to 0.
+        above: evaluations of a final step to a level above 0; ``cost`` unless given.
         stochastic: draws noise after the start.
     """
 
@@ -42,6 +43,7 @@ class Sampler:
     wants_estimate: bool = False
     cost: int = 1
     last: int = 1
+    above: int | None = None
     stochastic: bool = False
 
     def levels(self, formulation: Formulation) -> str:
@@ -53,7 +55,8 @@ class Sampler:
 
     def evaluations(self, steps: int, *, to_zero: bool = True) -> int:
         """How often the (guided) denoiser is called for ``steps`` steps, the last one to 0."""
-        return self.cost * (steps - 1) + (self.last if to_zero else self.cost)
+        above = self.cost if self.above is None else self.above
+        return self.cost * (steps - 1) + (self.last if to_zero else above)
 
     def check_options(self, name: str, options: Iterable[str]) -> None:
         """UsageError if one of ``options`` is none of this sampler, called ``name``."""
@@ -96,11 +99,21 @@ SAMPLERS: dict[str, Sampler] = {
     ),
     "unipc": Sampler(unipc, "UniPC: predicts, then corrects", "karras", ("order", "variant")),
     "pc": Sampler(
-        predictor_corrector,
+        named_predictor_corrector,
         "predictor-corrector of the score SDE",
-        options=("corrections", "snr"),
+        options=("corrections", "snr", "predictor", "corrector"),
         cost=2,
         last=2,
+        stochastic=True,
+    ),
+    "ncsn": Sampler(
+        annealed_langevin,
+        "annealed Langevin dynamics; hundreds of levels",
+        "log-uniform",
+        options=("corrections",),
+        cost=5,
+        last=6,
+        above=10,
         stochastic=True,
     ),
 }  # fmt: skip

@@ -28,6 +28,12 @@ Predictor = Callable[[Tensor, Tensor, Tensor, Tensor], Move]
 
 Measure = Literal["image", "batch", "level"]
 
+CORRECTORS: dict[str, Measure] = {"langevin": "image", "ald": "level"}
+"""Name to what a Langevin step is measured by; ald is annealed Langevin dynamics."""
+
+PUBLISHED_STEP = 0.062
+"""NCSNv2's step 6.2e-6 (arXiv:2006.09011) in units of its lowest level squared, 0.01^2."""
+
 
 def reverse_diffusion(x: Tensor, clean: Tensor, sigma: Tensor, lower: Tensor) -> Move:
     """The reverse SDE in this coordinate, its noise undone as it was added: sigma^2 - lower^2."""
@@ -39,6 +45,20 @@ def ancestral_move(x: Tensor, clean: Tensor, sigma: Tensor, lower: Tensor) -> Mo
     """DDPM's posterior, which adds a little less noise."""
     mean = posterior_mean(x, clean, sigma, lower)
     return Move(mean, float(lower) * math.sqrt(1 - float(lower / sigma) ** 2))
+
+
+def euler_maruyama(x: Tensor, clean: Tensor, sigma: Tensor, lower: Tensor) -> Move:
+    """Euler's step of the reverse SDE with sigma as its time: variance 2 sigma (sigma - lower)."""
+    share = 2 * (1 - float(lower / sigma))
+    return Move(x + share * (clean - x), float(sigma) * math.sqrt(share))
+
+
+PREDICTORS: dict[str, Predictor] = {
+    "reverse-diffusion": reverse_diffusion,
+    "ancestral": ancestral_move,
+    "euler-maruyama": euler_maruyama,
+}
+"""Name to predictor; those of other coordinates are `published_step` and `published_ancestral`."""
 
 
 def published_step(
@@ -59,6 +79,51 @@ def published_step(
         return Move(((1 - f) * here * x + g**2 * score) / there, g / there)
 
     return predict
+
+
+def published_ancestral(
+    *, signal: Callable[[Tensor], Tensor], beta: Callable[[Tensor], Tensor]
+) -> Predictor:
+    """DDPM's step with its large variance as published for VP: (x_t + beta score) / sqrt(1 - beta).
+
+    Args:
+        signal: sigma to a, `Formulation.signal`.
+        beta: sigma to the variance that the step at that level adds.
+    """
+
+    def predict(x: Tensor, clean: Tensor, sigma: Tensor, lower: Tensor) -> Move:
+        here, there, b = float(signal(sigma)), float(signal(lower)), float(beta(sigma))
+        score = (clean - x) / (here * float(sigma) ** 2)
+        return Move((here * x + b * score) / math.sqrt(1 - b) / there, math.sqrt(b) / there)
+
+    return predict
+
+
+def named_predictor_corrector(
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Tensor,
+    *,
+    noise: Noise,
+    corrections: int = 1,
+    snr: float = 0.16,
+    predictor: str = "reverse-diffusion",
+    corrector: str = "langevin",
+) -> Tensor:
+    """`predictor_corrector` with a predictor of `PREDICTORS`, a corrector of `CORRECTORS`."""
+    for name, table in ((predictor, PREDICTORS), (corrector, CORRECTORS)):
+        if name not in table:
+            raise ValueError(f"there is no {name!r}; choose from {', '.join(table)}")
+    return predictor_corrector(
+        denoise,
+        x,
+        sigmas,
+        noise=noise,
+        corrections=corrections,
+        snr=snr,
+        predict=PREDICTORS[predictor],
+        measure=CORRECTORS[corrector],
+    )
 
 
 @torch.no_grad()
@@ -119,7 +184,7 @@ def annealed_langevin(
     *,
     noise: Noise,
     corrections: int = 5,
-    step: float = 6.2e-6,
+    step: float | None = None,
 ) -> Tensor:
     """Langevin steps alone, at ever lower levels (arXiv:1907.05600, Algorithm 1).
 
@@ -127,7 +192,8 @@ def annealed_langevin(
         denoise, x, sigmas, noise: as in `predictor_corrector`. If sigmas ends with 0, the last
             state is denoised once; else it is returned as it is.
         corrections: steps at each level.
-        step: of the lowest level above 0; it grows with sigma squared.
+        step: of the lowest level above 0, by default `PUBLISHED_STEP` times its square; it grows
+            with sigma squared.
 
     Returns:
         x at sigmas[-1].
@@ -136,8 +202,9 @@ def annealed_langevin(
     ends_at_zero = bool(sigmas[-1] == 0)
     if not ends_at_zero:
         levels.append(sigmas[-1].cpu())
+    lowest = PUBLISHED_STEP * float(levels[-1]) ** 2 if step is None else step
     for sigma in levels:
-        length = step * (sigma / levels[-1]) ** 2
+        length = lowest * (sigma / levels[-1]) ** 2
         for _ in range(corrections):
             score = (denoise(x, sigma) - x) / float(sigma) ** 2
             x = langevin_step(x, score, noise(), length)
