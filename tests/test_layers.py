@@ -15,7 +15,7 @@ LAYERS = {
     "networks": 2, "samplers": 2,
     "model": 3, "sampling": 3, "restoration": 3,
     "checkpoint": 4, "generation": 4, "report": 4, "trajectory": 4, "samples": 4, "drawing": 4,
-    "work": 4, "products": 4, "protocols": 4, "hub": 4, "convert": 4,
+    "work": 4, "products": 4, "protocols": 4, "restoring": 4, "hub": 4, "convert": 4,
     "explain": 4,
     "training": 5, "evaluation": 5, "deploy": 5,
     "commands": 6,

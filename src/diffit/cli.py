@@ -18,6 +18,7 @@ VERBS = {
     "train": "train a model from a configuration file or a preset",
     "watch": "look on while a model is trained: curves, figures, warnings, a page",
     "sample": "draw images from a checkpoint",
+    "restore": "denoise, enlarge, fill in, deblur, colourise images with a trained model",
     "evaluate": "measure images against a reference: FID, KID, precision, recall, ...",
     "data": "look at a data set, pack or encode it: `data inspect`, `data pack`, `data encode`",
     "convert": "published weights to a model, or a model to other layouts, with a certificate",

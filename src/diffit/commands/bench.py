@@ -12,6 +12,7 @@ from diffit import __version__
 from diffit.checkpoint import checkpoints, load
 from diffit.commands import evaluate, sample
 from diffit.commands.bench_report import Entry, figures_line, write_reports
+from diffit.commands.bench_restore import Restore, run_restore
 from diffit.config import Settings, nearest
 from diffit.data import DataConfig, Dataset, open_data, open_dataset
 from diffit.data.builtin import BUILTIN, PREFIX
@@ -110,7 +111,7 @@ def run_networks(args: Networks) -> None:
     print(f"table, curves and report: {', '.join(map(str, written))}")
 
 
-VERBS = {"networks": (Networks, run_networks)}
+VERBS = {"networks": (Networks, run_networks), "restore": (Restore, run_restore)}
 
 
 def _names(args: Networks) -> list[str]:

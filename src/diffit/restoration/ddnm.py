@@ -25,7 +25,7 @@ def ddnm(
     noise: Noise,
     sigma_y: float = 0.0,
     x: Tensor | None = None,
-    eta: float = 0.85,
+    eta: float | None = None,
     travel_length: int = 1,
     travel_repeat: int = 1,
     clip: bool = True,
@@ -40,11 +40,13 @@ def ddnm(
         noise: the next unit draw.
         sigma_y: standard deviation of the noise of y; above 0 this is DDNM+.
         x: the start; by default noise alone.
-        eta: how much of the noise of each level is drawn anew; 0 is deterministic without noise.
+        eta: how much of the noise of each level is drawn anew; 0 is deterministic without noise in
+            y. By default 1 without, which small models do best with, and with it the paper's 0.85.
         travel_length: levels by which time travel goes back at once.
         travel_repeat: how often each stretch is gone; 1 is no time travel.
         clip: whether estimates are clipped to [-1, 1], as the released code does.
     """
+    eta = (0.85 if sigma_y > 0 else 1.0) if eta is None else eta
     x, nfe = prior_noise(x, sigmas[0], noise), 0
     clean = x
     for here, there in pairwise(visited(len(sigmas) - 1, travel_length, travel_repeat)):

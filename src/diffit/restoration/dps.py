@@ -24,7 +24,7 @@ def dps(
     noise: Noise,
     sigma_y: float = 0.0,
     x: Tensor | None = None,
-    zeta: float = 0.3,
+    zeta: float = 1.0,
     clip: bool = True,
 ) -> Restoration:
     """Images that nearly agree with y, for operators of any kind.
@@ -37,8 +37,8 @@ def dps(
         noise: the next unit draw.
         sigma_y: not used: the step size stands for the noise.
         x: the start; by default noise alone.
-        zeta: step size: 0.3 for blurs and super-resolution, 0.5 for inpainting, 1 for phases, with
-            the paper's 1000 steps.
+        zeta: step size; the paper takes 0.3 for blurs and super-resolution, 0.5 for inpainting, 1
+            for phases.
         clip: whether estimates are clipped to [-1, 1], inside the gradient.
     """
     x = prior_noise(x, sigmas[0], noise)

@@ -46,6 +46,6 @@ class Bar:
         """So much more is done."""
         self._progress.advance(self._task, count)
 
-    def reach(self, done: int) -> None:
+    def reach(self, done: float) -> None:
         """So much is done in all, what was skipped included."""
         self._progress.update(self._task, completed=done)
