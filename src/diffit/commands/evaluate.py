@@ -19,6 +19,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from diffit.commands.evaluate_bits import measure_bits
 from diffit.config import Settings
 from diffit.data import Dataset, open_images
 from diffit.distributed import pick_device
@@ -76,6 +77,8 @@ class Args(Settings):
     """Crop and resize the reference to this side, as training does."""
     channels: Literal[1, 3] | None = None
     """Convert samples and reference to grey (1) or RGB (3)."""
+    model: str | None = None
+    """Run, checkpoint or hub id whose bits per dimension of SAMPLES are measured: --metrics bpd."""
     measure: tyro.conf.OmitArgPrefixes[EvaluationConfig] = EvaluationConfig()
     out: Path | None = None
     """New JSON file for the passport: the figures and all that they depend on."""
@@ -89,6 +92,9 @@ class Args(Settings):
 
 def run(args: Args) -> None:
     """Refuse what cannot work, measure, write, print."""
+    if args.model is not None or "bpd" in (args.measure.metrics or ()):
+        _bits(args)
+        return
     _check_files(args)
     extractors = _extractors(args)
     _check_layout(args, extractors)
@@ -104,6 +110,25 @@ def run(args: Args) -> None:
         _compare(args, extractors, samples, reference, generation, cache)
     if cache is not None:
         cache.trim()
+
+
+def _bits(args: Args) -> None:
+    if args.measure.metrics != ("bpd",):
+        raise UsageError("--model is for bits per dimension, measured alone: add --metrics bpd")
+    if args.model is None:
+        raise UsageError("--metrics bpd needs a model whose likelihood it is; name it with --model")
+    if args.reference is not None or args.write_statistics is not None:
+        raise UsageError("--metrics bpd compares with nothing; leave out --reference and the like")
+    _check_new(args)
+    images = open_images(find_samples(args.samples)[0], size=args.size, channels=args.channels)
+    measure_bits(
+        args.model,
+        images,
+        path=args.samples,
+        out=args.out,
+        seed=args.measure.seed,
+        device=args.device,
+    )
 
 
 def _compare(
@@ -213,13 +238,7 @@ def _check_files(args: Args) -> None:
         )
     if args.reference is None and args.out is not None:
         raise UsageError("--out is for a comparison; name real images with --reference")
-    for option, path in (("--out", args.out), ("--write-statistics", args.write_statistics)):
-        if path is not None and path.exists():
-            raise UsageError(f"{option} {path} exists already; name a new file")
-        if path is not None and not path.absolute().parent.is_dir():
-            raise UsageError(f"{option} {path}: there is no folder {path.parent}; make it first")
-        if path is not None and not os.access(path.absolute().parent, os.W_OK):
-            raise UsageError(f"{option} {path} cannot be written there; name another folder")
+    _check_new(args)
     if args.write_statistics is not None and args.write_statistics.suffix != ".npz":
         raise UsageError(f"--write-statistics {args.write_statistics} must end in .npz")
     named_protocols(args.protocol)
@@ -232,6 +251,16 @@ def _check_files(args: Args) -> None:
             )
     if args.processes > 1 and pick_device(args.device).type != "cpu":
         raise UsageError("--processes is for CPUs; a GPU is faster alone: leave it out")
+
+
+def _check_new(args: Args) -> None:
+    for option, path in (("--out", args.out), ("--write-statistics", args.write_statistics)):
+        if path is not None and path.exists():
+            raise UsageError(f"{option} {path} exists already; name a new file")
+        if path is not None and not path.absolute().parent.is_dir():
+            raise UsageError(f"{option} {path}: there is no folder {path.parent}; make it first")
+        if path is not None and not os.access(path.absolute().parent, os.W_OK):
+            raise UsageError(f"{option} {path} cannot be written there; name another folder")
 
 
 def _check_complete(name: str, samples: Dataset, generation: dict[str, Any]) -> None:

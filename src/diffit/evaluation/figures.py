@@ -17,7 +17,10 @@ from diffit.evaluation.moments import Gaussian
 from diffit.evaluation.neighbours import DENSITY_K, PRECISION_K, neighbours
 from diffit.evaluation.passport import Figure
 
-Metric = Literal["fd", "sfd", "is", "kid", "precision", "recall", "density", "coverage", "accuracy"]
+Metric = Literal[
+    "fd", "sfd", "is", "kid", "precision", "recall", "density", "coverage", "accuracy", "bpd"
+]
+"""bpd, bits per dimension, is of a model and not of a reference: `diffit.samplers.likelihood`."""
 MANIFOLD: tuple[Metric, ...] = ("precision", "recall", "density", "coverage")
 METRICS: tuple[Metric, ...] = ("fd", "sfd", "is", "kid", *MANIFOLD, "accuracy")
 KID_MOST = 10_000

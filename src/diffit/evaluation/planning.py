@@ -55,6 +55,8 @@ class EvaluationConfig(Settings):
     def check(self) -> Self:
         if self.draws == 1:
             raise ValueError("draws is 1; an interval needs 2 or more, and 0 leaves it out")
+        if "bpd" in (self.metrics or ()) and len(self.metrics or ()) > 1:
+            raise ValueError("bpd is measured alone, without other metrics")
         return self
 
 
