@@ -36,15 +36,19 @@ class Convention(NamedTuple):
 CONVENTIONS: dict[str, Convention] = {
     "zero-shot": Convention(0, "rgb", 1.0, False),
     "super-resolution": Convention("factor", "y", 255.0, True),
+    "real-super-resolution": Convention("factor", "rgb", 255.0, True),
     "deblur": Convention(0, "rgb", 255.0, True),
+    "lowlight": Convention(0, "rgb", 255.0, True),
+    "dehaze": Convention(0, "rgb", 255.0, True),
     "derain": Convention(0, "y", 255.0, True),
 }
-"""Name to convention: zero-shot papers (clipped floats), Set5 and its like, GoPro, Rain100."""
+"""Name to convention: zero-shot papers (clipped floats), Set5 and its like, DIV2K's RGB, GoPro,
+LOL (never with the brightness aligned), RESIDE, Rain100."""
 
 
 def psnr(a: Tensor, b: Tensor, *, convention: str = "zero-shot", factor: int = 1) -> Tensor:
     """10 log10(R^2 / MSE) of each image in dB; infinite for equal ones."""
-    x, y, white = _prepared(a, b, convention, factor)
+    x, y, white = prepared(a, b, convention, factor)
     return 10 * torch.log10(white**2 / (x - y).square().flatten(1).mean(1))
 
 
@@ -53,17 +57,34 @@ def ssim(a: Tensor, b: Tensor, *, convention: str = "zero-shot", factor: int = 1
 
     Gaussian 11 x 11 window, population covariance, where the window lies inside the image.
     """
-    x, y, white = _prepared(a, b, convention, factor)
+    x, y, white = prepared(a, b, convention, factor)
     if min(x.shape[2:]) < WINDOW:
         raise DataError(
             f"SSIM needs images of at least {WINDOW} x {WINDOW} pixels, these have "
             f"{x.shape[2]} x {x.shape[3]}; take PSNR alone"
         )
+    whole, _ = similarity(x, y, white, gaussian_window(x))
+    return whole.flatten(1).mean(1)
+
+
+def similarity(
+    x: Tensor, y: Tensor, white: float, window: Tensor, *, unbiased: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Maps of SSIM and of its contrast and structure alone, where the window lies inside.
+
+    Args:
+        x, y: (B, C, H, W) float64.
+        white: value of white.
+        window: (N,) weights of each side, which sum to 1.
+        unbiased: factor of the covariances, N^2 / (N^2 - 1) for those of a sample.
+    """
     c1, c2 = (0.01 * white) ** 2, (0.03 * white) ** 2
-    mx, my = _blurred(x), _blurred(y)
-    xx, yy, xy = _blurred(x * x) - mx**2, _blurred(y * y) - my**2, _blurred(x * y) - mx * my
-    map_ = (2 * mx * my + c1) * (2 * xy + c2) / ((mx**2 + my**2 + c1) * (xx + yy + c2))
-    return map_.flatten(1).mean(1)
+    mx, my = smoothed(x, window), smoothed(y, window)
+    xx = (smoothed(x * x, window) - mx**2) * unbiased
+    yy = (smoothed(y * y, window) - my**2) * unbiased
+    xy = (smoothed(x * y, window) - mx * my) * unbiased
+    contrast = (2 * xy + c2) / (xx + yy + c2)
+    return (2 * mx * my + c1) / (mx**2 + my**2 + c1) * contrast, contrast
 
 
 def find_convention(name: str) -> Convention:
@@ -79,7 +100,8 @@ def luma(rgb: Tensor) -> Tensor:
     return 16 + (rgb * weights.view(3, 1, 1)).sum(1, keepdim=True)
 
 
-def _prepared(a: Tensor, b: Tensor, name: str, factor: int) -> tuple[Tensor, Tensor, float]:
+def prepared(a: Tensor, b: Tensor, name: str, factor: int) -> tuple[Tensor, Tensor, float]:
+    """Two batches as a convention wants them compared, float64, and the value of white."""
     rule = find_convention(name)
     if a.shape != b.shape or a.ndim != 4:
         raise DataError(
@@ -106,9 +128,15 @@ def _one(image: Tensor, rule: Convention, crop: int) -> Tensor:
     return value * rule.range
 
 
-def _blurred(x: Tensor) -> Tensor:
+def gaussian_window(x: Tensor) -> Tensor:
+    """(11,) weights of the Gaussian window, on the device of ``x``."""
     place = torch.arange(WINDOW, dtype=x.dtype, device=x.device) - WINDOW // 2
     line = (-0.5 * (place / DEVIATION) ** 2).exp()
-    line = (line / line.sum()).expand(x.shape[1], 1, 1, WINDOW)
+    return line / line.sum()
+
+
+def smoothed(x: Tensor, window: Tensor) -> Tensor:
+    """Averages of (B, C, H, W) weighted by a window in both directions, inside the image."""
+    line = window.expand(x.shape[1], 1, 1, len(window))
     across = F.conv2d(x, line, groups=x.shape[1])
     return F.conv2d(across, line.transpose(2, 3), groups=x.shape[1])
