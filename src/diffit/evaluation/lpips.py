@@ -28,14 +28,14 @@ class Layer(NamedTuple):
 
     Attributes:
         kind: conv, pool or fire.
-        index: place in torchvision's `features`; of a pool its side.
+        place: index in torchvision's `features`; of a pool its side.
         stride: of a convolution or a pool.
         pad: of a convolution.
         tap: whether what comes out is compared.
     """
 
     kind: str
-    index: int
+    place: int
     stride: int = 1
     pad: int = 1
     tap: bool = False
@@ -138,17 +138,17 @@ def features(x: Tensor, backbone: str, weights: Mapping[str, Tensor]) -> list[Te
 
 
 def _conv(x: Tensor, layer: Layer, weights: Mapping[str, Tensor]) -> Tensor:
-    return _apply(x, weights, f"features.{layer.index}", layer.stride, layer.pad)
+    return _apply(x, weights, f"features.{layer.place}", layer.stride, layer.pad)
 
 
 def _pool(x: Tensor, layer: Layer, weights: Mapping[str, Tensor]) -> Tensor:
     # SqueezeNet 1.1 alone rounds the size up, and alone pools outside of the convolutions' pads.
     squeeze = "features.3.squeeze.weight" in weights
-    return F.max_pool2d(x, layer.index, layer.stride, ceil_mode=squeeze)
+    return F.max_pool2d(x, layer.place, layer.stride, ceil_mode=squeeze)
 
 
 def _fire(x: Tensor, layer: Layer, weights: Mapping[str, Tensor]) -> Tensor:
-    name = f"features.{layer.index}"
+    name = f"features.{layer.place}"
     x = _apply(x, weights, f"{name}.squeeze", 1, 0)
     narrow = _apply(x, weights, f"{name}.expand1x1", 1, 0)
     return torch.cat((narrow, _apply(x, weights, f"{name}.expand3x3", 1, 1)), 1)
@@ -172,7 +172,7 @@ def _names(backbone: str) -> list[tuple[str, int]]:
     for layer in BACKBONES[backbone]:
         inner = (".squeeze", ".expand1x1", ".expand3x3") if layer.kind == "fire" else ("",)
         if layer.kind != "pool":
-            parts += [f"features.{layer.index}{part}" for part in inner]
+            parts += [f"features.{layer.place}{part}" for part in inner]
     return [(f"{p}.{kind}", dims) for p in parts for kind, dims in (("weight", 4), ("bias", 1))]
 
 

@@ -4,6 +4,7 @@ Output pixel i of a side is the weighted sum of input pixels with row i; height 
 resized one after the other, Y = A X B^T. Four rules exist here because features depend on them.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -50,6 +51,23 @@ def bicubic(length: int, size: int) -> Tensor:
     return weights / weights.sum(1, keepdim=True)
 
 
+def matlab_bicubic(length: int, size: int) -> Tensor:
+    """Bicubic (a = -1/2), antialiased, the border mirrored: MATLAB's `imresize`.
+
+    Low-resolution images of super-resolution benchmarks are made by it, and NIQE's half size.
+    """
+    scale = length / size
+    stretch = max(scale, 1.0)
+    centres = (torch.arange(size, dtype=torch.float64)[:, None] + 0.5) * scale - 0.5
+    taps = torch.arange(math.ceil(4 * stretch) + 2, dtype=torch.float64)
+    places = (centres - 2 * stretch).floor() + taps
+    weights = _cubic(((centres - places) / stretch).abs())
+    weights = weights / weights.sum(1, keepdim=True)
+    folded = places.long() % (2 * length)
+    folded = torch.minimum(folded, 2 * length - 1 - folded)
+    return torch.zeros(size, length, dtype=torch.float64).scatter_add(1, folded, weights)
+
+
 def area(length: int, size: int) -> Tensor:
     """Exact area average: output i is the mean over [i, i + 1) length/size, fractions included."""
     step = length / size
@@ -67,6 +85,13 @@ def resize(images: Tensor, size: int, rows: Rows) -> Tensor:
         return images
     down = rows(height, size).to(images)
     across = rows(width, size).to(images)
+    return down @ images @ across.T
+
+
+def resize_sides(images: Tensor, size: tuple[int, int], rows: Rows) -> Tensor:
+    """(B, C, H, W) of a float type to (B, C, *size), in that type."""
+    down = rows(images.shape[-2], size[0]).to(images)
+    across = rows(images.shape[-1], size[1]).to(images)
     return down @ images @ across.T
 
 
