@@ -20,6 +20,7 @@ from rich.progress import (
 from rich.table import Table
 
 from diffit.commands.evaluate_bits import measure_bits
+from diffit.commands.evaluate_pairs import measure_pairs
 from diffit.config import Settings
 from diffit.data import Dataset, open_images
 from diffit.distributed import pick_device
@@ -77,6 +78,16 @@ class Args(Settings):
     """Crop and resize the reference to this side, as training does."""
     channels: Literal[1, 3] | None = None
     """Convert samples and reference to grey (1) or RGB (3)."""
+    pairs: Path | None = None
+    """Folder of the originals of SAMPLES, a folder of restored images with the same file names."""
+    convention: str = "zero-shot"
+    """--pairs: borders, channels and range, as in zero-shot, super-resolution, derain."""
+    factor: int = 1
+    """--pairs: the factor of a super-resolution, so many pixels of border are cut."""
+    lpips_weights: Path | None = None
+    """--pairs: torchvision's state dict of the backbone of LPIPS, which is measured then."""
+    lpips_backbone: Literal["alex", "vgg", "squeeze"] = "alex"
+    """--pairs: which backbone that is."""
     model: str | None = None
     """Run, checkpoint or hub id whose bits per dimension of SAMPLES are measured: --metrics bpd."""
     measure: tyro.conf.OmitArgPrefixes[EvaluationConfig] = EvaluationConfig()
@@ -92,6 +103,9 @@ class Args(Settings):
 
 def run(args: Args) -> None:
     """Refuse what cannot work, measure, write, print."""
+    if args.pairs is not None:
+        _pairs(args, args.pairs)
+        return
     if args.model is not None or "bpd" in (args.measure.metrics or ()):
         _bits(args)
         return
@@ -110,6 +124,23 @@ def run(args: Args) -> None:
         _compare(args, extractors, samples, reference, generation, cache)
     if cache is not None:
         cache.trim()
+
+
+def _pairs(args: Args, originals: Path) -> None:
+    if args.reference or args.write_statistics or args.model or args.measure.metrics:
+        raise UsageError(
+            "--pairs is measured alone; leave out --reference, --model, --metrics and the like"
+        )
+    _check_new(args)
+    measure_pairs(
+        args.samples,
+        originals,
+        convention=args.convention,
+        factor=args.factor,
+        lpips_weights=args.lpips_weights,
+        lpips_backbone=args.lpips_backbone,
+        out=args.out,
+    )
 
 
 def _bits(args: Args) -> None:
