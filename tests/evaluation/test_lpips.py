@@ -111,6 +111,11 @@ def test_lpips_refusals(tmp_path):
         open_lpips(path, "resnet")
     with pytest.raises(CheckpointError, match=r"does not fit: features.3.weight is missing"):
         open_lpips(path, "alex")
+    strange = state_dict("alex")
+    strange["features.3.weight"] = strange["features.3.weight"][:, :32]
+    torch.save(strange, tmp_path / "narrow.pth")
+    with pytest.raises(CheckpointError, match="its layers have other shapes"):
+        open_lpips(tmp_path / "narrow.pth", "alex")
     network = open_lpips(path, "vgg")
     with pytest.raises(DataError, match="cannot be compared by LPIPS"):
         network(images(32), images(40))

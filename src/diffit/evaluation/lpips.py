@@ -117,7 +117,18 @@ def open_lpips(weights: Path, backbone: str = "alex") -> Lpips:
                 f"of torchvision's {backbone} trained on ImageNet"
             )
         kept[name] = tensor.float()
-    return Lpips(f"lpips-{backbone}", kept, load_heads(backbone), sha256)
+    network = Lpips(f"lpips-{backbone}", kept, load_heads(backbone), sha256)
+    side = LEAST[backbone]
+    try:
+        whole = network(torch.zeros(1, 3, side, side), torch.ones(1, 3, side, side))
+    except RuntimeError:  # layers of another width
+        whole = torch.tensor([torch.nan])
+    if not whole.isfinite().all():
+        raise CheckpointError(
+            f"{weights} does not fit: its layers have other shapes or are not finite; give a state "
+            f"dict of torchvision's {backbone} trained on ImageNet"
+        )
+    return network
 
 
 def load_heads(backbone: str) -> tuple[Tensor, ...]:
