@@ -33,7 +33,7 @@ COMMANDS = {
     "smaple": "there is no command 'smaple'; did you mean 'sample'?",
     "--sample": "there is no command '--sample'; did you mean 'sample'?",
     "''": "there is no command ''; choose from ..., data, demo, ...",
-    "data": "data needs one of: inspect, pack, encode, convert-latents",
+    "data": "data needs one of: inspect, pack, index, encode, convert-latents",
     "data unpack x": "there is no command diffit data 'unpack'; did you mean 'pack'?",
     "data inspect": "data inspect: PATH must be given",
     "data pack photos": "data pack: OUT must be given",
