@@ -99,7 +99,11 @@ def restore_trained(
     steps: int | None = None,
     label: int | None = None,
 ) -> Restoration:
-    """Restore (B, C, H, W) images in [-1, 1] by a model that was trained for their task."""
+    """Restore (B, C, H, W) images in [-1, 1] by a model that was trained for their task.
+
+    By the sampler, and unless told in as many steps, as its checkpoint recommends.
+    """
+    usual = model.sampling
     dtype = double(model.device)
     labels = None if label is None else torch.full((len(degraded),), label, device=model.device)
     return restore_supervised(
@@ -108,7 +112,8 @@ def restore_trained(
         model.config,
         degraded.to(model.device, dtype),
         noise=ImageNoise(seeds, model.shape, model.device, dtype),
-        steps=steps,
+        steps=steps or (usual and usual.steps),
+        sampler=usual and usual.sampler,
         label=labels,
     )
 

@@ -20,13 +20,16 @@ from diffit.commands.restore_problem import (
     find_inputs,
     names_of,
     open_problem,
+    trained_task,
 )
 from diffit.commands.restore_work import SAMPLES, Work
 from diffit.config import Settings
 from diffit.distributed import pick_device
 from diffit.drawing import threads
+from diffit.errors import UsageError
 from diffit.model import Model
 from diffit.restoration.supervised import is_supervised
+from diffit.restoration.task import Task
 from diffit.restoring import find_method, read_options
 from diffit.samples import image_shape, settle_codec, weights_of
 from diffit.training.console import duration
@@ -98,9 +101,8 @@ def run(args: Args) -> None:
     find_method(args.method)
     options = read_options(args.method, args.options)
     model = load(args.model, weights=args.weights or None, device=pick_device(args.device))
-    named = args.task or model.config.task
-    task = choose_task(named, mask=args.mask, kernel=args.kernel, noise=args.sigma_noise)
     learned = is_supervised(model.config)
+    task = task_of(args, model.config.task)
     settle_codec(model)
     count = args.threads or torch.get_num_threads()
     setup = Setup(task, args.degrade, args.seed, image_shape(model), learned)
@@ -131,6 +133,18 @@ def run(args: Args) -> None:
         f"restored images in {args.out / 'restored'}, before and after in {args.out / 'compare'}, "
         f"figures in {args.out / 'restore.json'} ({spent})"
     )
+
+
+def task_of(args: Args, trained: str) -> Task:
+    """What is to be undone: what a model was ``trained`` for, or what the arguments say."""
+    if not trained:
+        return choose_task(args.task, mask=args.mask, kernel=args.kernel, noise=args.sigma_noise)
+    if args.mask or args.kernel or args.sigma_noise is not None:
+        raise UsageError(
+            f"this model was trained to restore {trained} and is shown the degraded image alone; "
+            "leave --mask, --kernel and --sigma-noise out"
+        )
+    return trained_task(trained, args.task, degrade=args.degrade)
 
 
 class Reach:

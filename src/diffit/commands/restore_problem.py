@@ -24,6 +24,7 @@ from diffit.restoration.operators import (
     Operator,
     check_measurement,
 )
+from diffit.restoration.supervised import PAIRS
 from diffit.restoration.task import Task
 from diffit.restoration.tasks import find_task
 from diffit.restoring import factor_of
@@ -109,6 +110,23 @@ def choose_task(name: str, *, mask: Path | None, kernel: Path | None, noise: flo
     if task is None:
         raise UsageError("give --task, such as sr4 or deblur-gauss, or a --mask, or a --kernel")
     return task if noise is None else replace(task, noise=2 * noise, spoil=None)
+
+
+def trained_task(trained: str, asked: str, *, degrade: bool) -> Task:
+    """The task that a model was trained for; UsageError if another one is asked for."""
+    if asked and asked != trained:
+        raise UsageError(
+            f"this model was trained to restore {trained}, not {asked}; leave --task out, or take "
+            "another model"
+        )
+    if trained != PAIRS:
+        return find_task(trained)
+    if degrade:
+        raise UsageError(
+            "this model was trained on pairs, and nothing says how those were degraded; give a "
+            "degraded image, without --degrade"
+        )
+    return Task(PAIRS, "as in the pairs that it learned from")
 
 
 def open_problem(setup: Setup, path: Path, place: int) -> Problem:

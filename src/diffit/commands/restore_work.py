@@ -66,6 +66,9 @@ class Work:
                     f"the degraded image is {' x '.join(map(str, problem.y.shape[1:]))}, this "
                     f"model restores {' x '.join(map(str, self.setup.shape))}"
                 )
+            if self.guidance != 1:
+                raise UsageError("a model that was trained to restore takes no guidance")
+            conditioned(self.model, self.label)
             return
         check_fits(
             self.method,

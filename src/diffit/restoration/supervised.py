@@ -20,6 +20,9 @@ from diffit.restoration.method import Restoration
 from diffit.samplers import find_sampler
 from diffit.samplers.steps import Noise
 
+PAIRS = "pairs"
+"""What a model restores that was trained on a user's own pairs."""
+
 IRSDE_WALKS = ("sde", "ode")
 """Samplers of IR-SDE beside those of the table: the paper's steps in x_t."""
 

@@ -7,11 +7,8 @@ from diffit import draws
 from diffit.codecs import Autoencoder, Pixels
 from diffit.data.loader import Batch
 from diffit.model import Model
-from diffit.restoration.supervised import encode_pixels
+from diffit.restoration.supervised import PAIRS, encode_pixels
 from diffit.restoration.tasks import find_task
-
-PAIRS = "pairs"
-"""What a model restores that was trained on a user's own pairs."""
 
 
 def apart(batch: Batch, model: Model) -> tuple[Batch, Tensor | None]:

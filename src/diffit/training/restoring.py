@@ -11,9 +11,8 @@ from diffit.diffusion.bridge import InDIConfig, IRSDEConfig, ResShiftConfig
 from diffit.diffusion.formulation import EDMConfig, build_formulation
 from diffit.errors import ConfigError, UsageError
 from diffit.generation import SamplingConfig
-from diffit.restoration.supervised import usual_walk
+from diffit.restoration.supervised import PAIRS, usual_walk
 from diffit.restoration.tasks import find_task
-from diffit.training.degraded import PAIRS
 from diffit.training.settings import RunConfig
 
 METHODS = {
