@@ -63,3 +63,9 @@ def test_nothing_imports_torchvision() -> None:
         text = path.read_text(encoding="utf-8")
         assert "import torchvision" not in text, path
         assert "from torchvision" not in text, path
+
+
+def test_names_of_test_files_are_unique() -> None:
+    # Without packages, pytest knows a file by its name alone.
+    names = [path.name for path in Path(__file__).parent.rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))

@@ -6,15 +6,26 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.oracle import Correlated
 from torch import Tensor
+from torch.nn import functional as F
 
 from diffit.errors import UsageError
 from diffit.restoration import METHODS, check_fits
 from diffit.restoration.ddnm import ddnm, visited
 from diffit.restoration.ddrm import ddrm
+from diffit.restoration.diffpir import diffpir
 from diffit.restoration.dps import dps
-from diffit.restoration.operators import CircularBlur, Mask, Quantise, SpectralOperator
+from diffit.restoration.operators import (
+    BlurDecimation,
+    CircularBlur,
+    Mask,
+    PhaseRetrieval,
+    Quantise,
+    ReflectBlur,
+    SpectralOperator,
+    average_pooling,
+)
+from oracle import Correlated
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 
@@ -131,20 +142,79 @@ def test_time_travel_goes_where_the_released_schedule_goes() -> None:
 
 
 @pytest.mark.parametrize("run", ["clip", "noclip"])
-def test_dps_is_the_released_one(run: str) -> None:
-    table = recorded("dps")
+@pytest.mark.parametrize("task", ["inpaint", "sr2", "blur", "phase"])
+def test_dps_is_the_released_one(task: str, run: str) -> None:
+    table, shape = recorded("dps"), (3, 8, 8)
+    operators = {
+        "inpaint": lambda: Mask(shape, table["inpaint/mask"][0]),
+        "sr2": lambda: average_pooling(shape, 2),
+        "blur": lambda: ReflectBlur(shape, table["blur/kernel"]),
+        "phase": lambda: PhaseRetrieval(shape),
+    }
     sigmas = sigmas_of(table, table["timesteps"].flip(0))
     result = dps(
-        prior(table, (3, 8, 8)),
-        table["inpaint/y"],
-        Mask((3, 8, 8), table["inpaint/mask"][0]),
+        prior(table, shape),
+        table[f"{task}/y"],
+        operators[task](),
         sigmas,
-        noise=replay(table[f"inpaint/{run}/noise"]),
-        x=table[f"inpaint/{run}/xs"][0] * (1 + sigmas[0] ** 2).sqrt(),
+        noise=replay(table[f"{task}/{run}/noise"]),
+        x=table[f"{task}/{run}/xs"][0] * (1 + sigmas[0] ** 2).sqrt(),
         zeta=float(table["zeta"]),
         clip=run == "clip",
     )
-    assert torch.allclose(result.x, table[f"inpaint/{run}/xs"][-1], rtol=0, atol=1e-9)
+    bound = 1e-8 if task == "phase" else 1e-9
+    assert torch.allclose(result.x, table[f"{task}/{run}/xs"][-1], rtol=0, atol=bound)
+
+
+@pytest.mark.parametrize("task", ["inpaint", "deblur", "sr"])
+def test_diffpir_is_the_released_one(task: str) -> None:
+    table, shape = recorded("diffpir"), (3, 16, 16)
+    operators = {
+        "inpaint": lambda: Mask(shape, table["inpaint/mask"]),
+        "deblur": lambda: CircularBlur(shape, table["kernel"]),
+        "sr": lambda: BlurDecimation(shape, table["kernel"], 2),
+    }
+    operator = operators[task]()
+    y = 2 * table[f"{task}/y01"] - 1
+    # The released code ends at the lowest level, in x_t, and starts from what y looks like.
+    sigmas = sigmas_of(table, 999 - table[f"{task}/seq"])[:-1]
+    start = table[f"{task}/y01"]
+    if task == "sr":
+        start = F.interpolate(start, scale_factor=2, mode="bicubic", align_corners=False)
+    noise = table[f"{task}/noise"]
+    result = diffpir(
+        prior(table, shape),
+        operator.keep(y) if isinstance(operator, Mask) else y,
+        operator,
+        sigmas,
+        noise=replay(noise[2::2]),  # between them lies that of eta, which is 0
+        sigma_y=2 * float(table[f"{task}/sigma_used"]),
+        x=2 * start - 1 + sigmas[0] * noise[0],
+        weight=float(table["lambda"]),
+        zeta=float(table["zeta"]),
+    )
+    found = result.x / (1 + sigmas[-1] ** 2).sqrt()
+    assert torch.allclose(found, table[f"{task}/xs"][-1], rtol=0, atol=1e-7)
+
+
+def test_diffpir_draws_the_noise_that_eta_asks_for() -> None:
+    """With eta 1 and zeta 0 each step is DDPM's: its kept and its drawn noise make up the level."""
+    shape, sigmas = (1, 8, 8), torch.tensor([2.0, 1.0], dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    x = 2 * torch.randn((4000, *shape), generator=generator, dtype=torch.float64)
+    result = diffpir(
+        lambda x, sigma: torch.zeros_like(x),
+        torch.zeros(4000, *shape, dtype=torch.float64),
+        Mask(shape, torch.zeros(8, 8)),
+        sigmas,
+        noise=lambda: torch.randn(x.shape, generator=generator, dtype=torch.float64),
+        x=x,
+        zeta=0.0,
+        eta=1.0,
+    )
+    share = float((result.x * x).mean() / x.square().mean()) * 2  # of the noise that was there
+    assert abs(float(result.x.std()) - 1) < 0.01
+    assert abs(share - 0.5) < 0.01  # sqrt(1 - drawn^2), drawn^2 = 3/4: (1 - 1/4) of DDPM
 
 
 @pytest.mark.parametrize("name", ["ddrm", "ddnm", "diffpir", "dps"])

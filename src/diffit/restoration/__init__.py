@@ -37,7 +37,7 @@ METHODS: dict[str, Method] = {
         diffpir,
         "DiffPIR: proximal steps, for any linear operator",
         ("linear",),
-        {"weight": 1.0, "zeta": 1.0, "clip": True},
+        {"weight": 4.0, "zeta": 1.0, "eta": 0.0, "clip": True},
         steps=100,
         published="100 steps, lambda 1 to 13, zeta 0.1 to 1",
     ),

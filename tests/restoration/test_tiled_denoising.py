@@ -2,11 +2,11 @@ import itertools
 
 import pytest
 import torch
-from tests.oracle import Gaussian
 from torch import Tensor
 
 from diffit.errors import UsageError
 from diffit.restoration.tiles import MAX_SEAM, corners, seam, tiled
+from oracle import Gaussian
 
 SIZE = (8, 8)
 
