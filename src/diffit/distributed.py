@@ -25,6 +25,9 @@ from diffit.errors import DiffitError, UsageError
 
 T = TypeVar("T")
 
+PARTING = 0.2
+"""Seconds that a process stays after it has parted from the others."""
+
 LOST = 3
 """Exit code of a process that ends because another one has."""
 
@@ -138,6 +141,9 @@ def leave() -> None:
     """Part from the other processes."""
     if dist.is_initialized():
         dist.destroy_process_group()
+        # A thread of gloo lets go of the tensors it sent last a moment later. If the interpreter
+        # ends in that moment, it aborts: meshes keep the group, so that nobody waits for the thread.
+        time.sleep(PARTING)
 
 
 def _meeting(environment: Mapping[str, str]) -> str:
