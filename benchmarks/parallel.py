@@ -1,8 +1,9 @@
 """Images per second of two processes against one: `python benchmarks/parallel.py [--out FILE]`.
 
 Each process has one thread, and each gets its own core of an otherwise idle machine; the ways are
-taken in turns, and the median turn of each counts. A step is a whole one: forward and backward pass,
-exchange of gradients, optimiser, average. Images are drawn beforehand. It takes about six minutes.
+taken in turns, and the median turn of each counts. A step is a whole one: forward and backward
+pass, exchange of gradients, optimiser, average. Images are drawn beforehand. It takes about six
+minutes.
 """
 
 import argparse

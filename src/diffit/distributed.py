@@ -141,8 +141,8 @@ def leave() -> None:
     """Part from the other processes."""
     if dist.is_initialized():
         dist.destroy_process_group()
-        # A thread of gloo lets go of the tensors it sent last a moment later. If the interpreter
-        # ends in that moment, it aborts: meshes keep the group, so that nobody waits for the thread.
+        # A thread of gloo lets go of the tensors it sent last a moment later. An interpreter that
+        # ends in that moment aborts: meshes keep the group, so that nobody waits for the thread.
         time.sleep(PARTING)
 
 
