@@ -1,6 +1,8 @@
 """Who a process is, as launchers say it; alone, nothing is asked of others."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -102,6 +104,20 @@ def test_processes_without_a_place_to_meet_are_refused(environment, monkeypatch)
     environment(RANK=0, WORLD_SIZE=2)
     with pytest.raises(UsageError, match=r"does not find the others: .*torchrun"):
         distributed.join()
+
+
+def test_a_process_whose_launcher_was_killed_before_it_met_the_others_ends():
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    environment = {
+        **os.environ, "RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "TORCHELASTIC_RUN_ID": "diffit",
+        distributed.LAUNCHER: str(dead.pid),
+    }  # fmt: skip
+    words = [sys.executable, "-c", "from diffit.distributed import join; join()"]
+    # Without a watch it would wait an hour for the first process.
+    orphan = subprocess.run(words, env=environment, timeout=60, capture_output=True, check=False)
+    assert orphan.returncode == distributed.LOST
 
 
 def test_only_a_gpu_is_shared_out(environment, monkeypatch):

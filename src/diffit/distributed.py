@@ -31,8 +31,8 @@ PARTING = 0.2
 LOST = 3
 """Exit code of a process that ends because another one has."""
 
-TOLD = "DIFFIT_LAUNCHER"
-"""Set by a launcher of ours, which says itself when a process is lost."""
+LAUNCHER = "DIFFIT_LAUNCHER"
+"""The number of the process of ours that launched this one; it says itself if one is lost."""
 
 PATIENCE = timedelta(minutes=60)
 """How long a process waits for the others, which may be waiting for one that draws pictures."""
@@ -104,6 +104,10 @@ def join() -> None:
     here = place()
     if here.world == 1 or dist.is_initialized():
         return
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        # Ours says who it is: it may have been killed before this process came here.
+        parent = _number(LAUNCHER, os.getppid())
+        threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
     try:
         store = next(rendezvous(_meeting(os.environ), here.rank, here.world, timeout=PATIENCE))[0]
         if here.local_world == here.world:
@@ -126,8 +130,6 @@ def join() -> None:
             "with torchrun, with srun, or with `diffit train --processes`"
         ) from None
     atexit.register(leave)
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
 
 
 def _end_with_parent(parent: int) -> None:
@@ -258,7 +260,7 @@ def noticing_losses(advice: str) -> Iterator[None]:
     except RuntimeError as error:
         if world() == 1 or not _is_loss(error):
             raise
-        if not is_first() or TOLD in os.environ:
+        if not is_first() or LAUNCHER in os.environ:
             raise SystemExit(LOST) from None
         raise LostError(
             f"one of the {world()} processes has ended before the others, so all of them end; "

@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from diffit.distributed import TOLD, place
+from diffit.distributed import LAUNCHER, place
 from diffit.errors import UsageError
 
 GRACE = 600
@@ -40,7 +40,7 @@ def launch(argv: Sequence[str], *, processes: int, max_restarts: int = 0, again:
     for name in logging.root.manager.loggerDict:
         if name.startswith("torch.distributed.elastic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
-    os.environ[TOLD] = "1"
+    os.environ[LAUNCHER] = str(os.getpid())
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // processes)))
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(GRACE))
     config = LaunchConfig(

@@ -59,70 +59,75 @@ class Work:
     complete: Callable[[Path], bool] = lambda out: False
 
 
-def start(words: list[object]) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "diffit", *map(str, words), "--device", "cpu"]
-    return subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
-    )
+class Command:
+    """A running `diffit` command and all processes that it starts, in whatever session."""
 
+    def __init__(self, words: list[object]) -> None:
+        self.mark = f"DIFFIT_SOAK_MARK={os.getpid()}-{time.monotonic_ns()}"
+        name, _, value = self.mark.partition("=")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "diffit", *map(str, words), "--device", "cpu"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env={**os.environ, name: value},
+            start_new_session=True,
+        )
 
-def finish(process: subprocess.Popen[bytes]) -> None:
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors.decode()
+    def finish(self) -> None:
+        _, errors = self.process.communicate()
+        assert self.process.returncode == 0, errors.decode()
 
+    def living(self) -> list[int]:
+        """Its processes: each has inherited the mark in its environment."""
+        found = []
+        for environ in Path("/proc").glob("[0-9]*/environ"):
+            try:
+                ours = self.mark.encode() in environ.read_bytes().split(b"\0")  # none of a zombie
+            except OSError:
+                continue
+            if ours:
+                found.append(int(environ.parent.name))
+        return sorted(found)
 
-def processes_of(session: int) -> list[int]:
-    """Living processes that a command has started, itself the first."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, _, _, its = stat.read_text().rpartition(")")[2].split()[:4]
-        except (OSError, ValueError):
-            continue
-        if int(its) == session and state != "Z":
-            found.append(int(stat.parent.name))
-    return sorted(found)
-
-
-def kill(process: subprocess.Popen[bytes], dice: random.Random) -> str:
-    """Kill some of a command's processes, and wait until all have ended."""
-    whom = dice.choice(("one", "all", "first"))
-    running = processes_of(process.pid)
-    others = [pid for pid in running if pid != process.pid]
-    chosen = {"one": [dice.choice(others)] if others else running, "all": running,
-              "first": [process.pid]}[whom]  # fmt: skip
-    for pid in chosen:
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
-    process.communicate(timeout=PATIENCE)
-    deadline = time.monotonic() + PATIENCE
-    while processes_of(process.pid):
-        assert time.monotonic() < deadline, f"processes are left after a kill of {whom}"
-        time.sleep(0.1)
-    return whom
+    def kill(self, dice: random.Random) -> str:
+        """Kill some of its processes, and wait until all have ended."""
+        whom = dice.choice(("one", "all", "first"))
+        running = self.living()
+        others = [pid for pid in running if pid != self.process.pid]
+        chosen = {"one": [dice.choice(others)] if others else running, "all": running,
+                  "first": [self.process.pid]}[whom]  # fmt: skip
+        for pid in chosen:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        self.process.communicate(timeout=PATIENCE)
+        deadline = time.monotonic() + PATIENCE
+        while self.living():
+            assert time.monotonic() < deadline, f"processes are left after a kill of {whom}"
+            time.sleep(0.1)
+        return whom
 
 
 def harass(work: Work, folder: Path, kills: int, dice: random.Random) -> Counter[str]:
     """Run a work again and again, killed so many times, and compare each end."""
     began = time.monotonic()
-    finish(start(work.words(folder / "straight")))
+    Command(work.words(folder / "straight")).finish()
     whole, expected = time.monotonic() - began, work.result(folder / "straight")
     counts: Counter[str] = Counter()
     while sum(counts.values()) - counts["runs"] < kills:
         out = folder / f"run{counts['runs']}"
-        process: subprocess.Popen[bytes] | None = start(work.words(out))
-        while process and sum(counts.values()) - counts["runs"] < kills:
+        command: Command | None = Command(work.words(out))
+        while command and sum(counts.values()) - counts["runs"] < kills:
             try:
-                process.wait(dice.uniform(1, whole))
+                command.process.wait(dice.uniform(1, whole))
                 break
             except subprocess.TimeoutExpired:
-                counts[kill(process, dice)] += 1
+                counts[command.kill(dice)] += 1
             work.check(out)
-            process = None if work.complete(out) else start(work.words(out))
-        if process:
-            finish(process)
+            command = None if work.complete(out) else Command(work.words(out))
+        if command:
+            command.finish()
         assert work.result(out) == expected
         counts["runs"] += 1
     return counts

@@ -63,13 +63,17 @@ def _write_change_read(folder: Path) -> None:
     network, sets = sharded_sets()
     writer = ShardWriter()
     told = folder / f"told-{dist.get_rank()}"
+    meter = {"steps": 3, "level_loss": [1.0, 2.0]}
     writer.start(
         folder / "000000000012", config="model: {}\n", sets=sets,
-        state={"images": 12, "default": "model"}, then=told.touch,
+        state={"images": 12, "default": "model", "meter": meter}, then=told.touch,
     )  # fmt: skip
+    # The checkpoint holds what was there before.
+    meter["steps"] += 1
+    meter["level_loss"][0] += 1
     with torch.no_grad():
         for p in network.parameters():
-            p.zero_()  # the checkpoint holds what was there before
+            p.zero_()
     assert writer.wait() == folder / "000000000012"
     assert writer.wait() is None
     writer.close()
@@ -111,6 +115,7 @@ def test_two_processes_write_one_checkpoint_that_one_or_two_can_read(tmp_path):
     folder = tmp_path / "000000000012"
     verify(folder)
     assert [path.name for path in tmp_path.glob("told-*")] == ["told-0"]
+    assert read_state(folder)["meter"] == {"steps": 3, "level_loss": [1.0, 2.0]}
     assert sets_in(folder) == ["model", "optimizer"]
     assert weights_in(folder) == ["model"]
     for name, kept in expected_sets().items():

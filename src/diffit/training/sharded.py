@@ -6,6 +6,7 @@ meantime. Whether it succeeded, all processes learn at the same moment: when the
 begins, or at the end.
 """
 
+import copy
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -58,7 +59,7 @@ class ShardWriter:
         state: Mapping[str, Any],
         then: Callable[[], None],
     ) -> None:
-        """Begin a checkpoint; the tensors may change as soon as this returns.
+        """Begin a checkpoint; tensors and state may change as soon as this returns.
 
         Args:
             folder: where it will be; an old one of that name is replaced.
@@ -75,7 +76,8 @@ class ShardWriter:
         # Nobody may write before the folder is there.
         _refuse(_told(_make(part) if dist.get_rank() == 0 else None, self._group)[0], folder)
         writing = _save(part, sets, self._group)
-        finish = _Finish(folder, part, config, dict(state), tuple(sets), then, self._group)
+        moment = copy.deepcopy(dict(state))
+        finish = _Finish(folder, part, config, moment, tuple(sets), then, self._group)
         self._pending = self._pool.submit(finish, writing)
 
     def wait(self) -> Path | None:
